@@ -1,0 +1,69 @@
+//! UDP echo with nothing but blocking calls: the baseline that the others are compared with.
+//!
+//! Run:             cargo run --bin echo-blocking
+//! Second terminal: nc -u 127.0.0.1 2000
+//! In the trace:    recvfrom and sendto, and nothing else: the receive itself is the wait.
+//! Left out:        waiting for two things at once. So a send that blocks stops the receives (`--queue` has no use
+//!                  here), and the stop signal has to come as a datagram: its handler sends one to the server.
+//! Oldest system:   any.
+
+use echo_lab::{Attempt, Echo, Result, cli, ledger::DRAIN_DEADLINE, net, report, stop};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+
+fn main() -> Result<()> {
+    let args = cli::parse(env!("CARGO_BIN_NAME"));
+    let socket = net::bind(&args)?;
+    let local = socket.local_addr().attempt("read the bound address")?;
+    // A send blocks while the socket's send buffer is full. It must not outlast the time to stop.
+    socket.set_write_timeout(Some(DRAIN_DEADLINE)).attempt("limit the time of a send")?;
+    let waker = stop_by_datagram(local)?;
+    let mut echo = Echo::new(&args, local);
+    report::listening(local)?;
+
+    while !echo.is_done() {
+        if let Some(slot) = echo.vacant() {
+            let result = socket.recv_from(slot);
+            if !matches!(result, Ok((0, peer)) if peer == waker) {
+                echo.received(result)?;
+            }
+        }
+        while let Some((datagram, peer)) = echo.front() {
+            let result = socket.send_to(datagram, peer);
+            echo.sent(result)?;
+            if stop::requested() {
+                break;
+            }
+        }
+        // The flag counts, not the datagram: under a flood that may be dropped, but then the receive did not block.
+        if stop::requested() {
+            echo.stop();
+        }
+    }
+    echo.finish(&socket)
+}
+
+/// Makes the stop signal send an empty datagram to the server. Returns the address that it will come from.
+fn stop_by_datagram(server: SocketAddr) -> Result<SocketAddr> {
+    let ip = match server.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
+        IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
+        ip => ip,
+    };
+    let what = "create the socket that wakes the server";
+    let (mut own, mut target) = (server, server);
+    own.set_ip(ip);
+    own.set_port(0);
+    target.set_ip(ip);
+    let socket = UdpSocket::bind(own).attempt(what)?;
+    socket.connect(target).attempt(what)?;
+    socket.set_nonblocking(true).attempt(what)?;
+    let address = socket.local_addr().attempt(what)?;
+    let socket = std::sync::Arc::new(socket);
+    // SAFETY: send(2) on a non-blocking socket is safe in a signal handler.
+    unsafe {
+        stop::on_signal(move || {
+            let _ = socket.send(&[]);
+        })
+    }?;
+    Ok(address)
+}

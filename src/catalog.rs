@@ -1,0 +1,204 @@
+//! The one table of all binaries. README, tests and tools read it; a test holds it against Cargo.toml and src/bin.
+
+/// What a binary is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// A UDP echo server, with the flags of [`crate::cli`].
+    Udp,
+    /// A program that shows one behaviour of a library.
+    Probe,
+    /// A program that works on the others.
+    Tool,
+}
+
+/// Where a binary does its work; elsewhere it says in one sentence what it needs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Systems {
+    /// Wherever Rust's standard library has sockets.
+    All,
+    /// POSIX systems.
+    Unix,
+    /// Linux and FreeBSD.
+    LinuxFreeBsd,
+    /// Linux.
+    Linux,
+}
+
+/// The system calls of one server, as strace names them on Linux.
+#[derive(Clone, Copy, Debug)]
+pub struct Calls {
+    /// Receives a datagram.
+    pub recv: &'static str,
+    /// Sends a datagram.
+    pub send: &'static str,
+    /// Waits for readiness, if it is not the receive that waits.
+    pub wait: Option<&'static str>,
+    /// Calls for each echo with one datagram outstanding.
+    pub per_echo: usize,
+}
+
+/// One binary.
+#[derive(Clone, Copy, Debug)]
+pub struct Row {
+    /// The binary's name, and its file in `src/bin`.
+    pub name: &'static str,
+    /// What it is.
+    pub kind: Kind,
+    /// The cargo features it needs.
+    pub features: &'static [&'static str],
+    /// Whether this build has those features.
+    pub built: bool,
+    /// Where it works.
+    pub systems: Systems,
+    /// Its system calls, for a server.
+    pub calls: Option<Calls>,
+    /// The question it answers, in one sentence.
+    pub shows: &'static str,
+}
+
+impl Row {
+    /// Whether it works on this system.
+    pub fn works_here(&self) -> bool {
+        match self.systems {
+            Systems::All => true,
+            Systems::Unix => cfg!(unix),
+            Systems::LinuxFreeBsd => cfg!(any(target_os = "linux", target_os = "freebsd")),
+            Systems::Linux => cfg!(target_os = "linux"),
+        }
+    }
+}
+
+/// The row of the binary `name`.
+pub fn find(name: &str) -> Option<&'static Row> {
+    ROWS.iter().find(|row| row.name == name)
+}
+
+/// All binaries, simplest first.
+pub const ROWS: &[Row] = &[
+    udp("echo-blocking", &[], true, Systems::All, None, 2, "What does echo cost with nothing but blocking calls?"),
+    udp(
+        "echo-select",
+        &["select"],
+        cfg!(feature = "select"),
+        Systems::Unix,
+        Some("pselect6"),
+        3,
+        "How does one thread wait for reading and writing with select?",
+    ),
+    udp(
+        "echo-poll",
+        &["poll"],
+        cfg!(feature = "poll"),
+        Systems::LinuxFreeBsd,
+        Some("ppoll"),
+        3,
+        "What does poll do better than select?",
+    ),
+    udp(
+        "echo-epoll-level",
+        &["epoll"],
+        cfg!(feature = "epoll"),
+        Systems::Linux,
+        Some("epoll_wait"),
+        3,
+        "What does level-triggered epoll do better than poll?",
+    ),
+    udp(
+        "echo-epoll-edge",
+        &["epoll"],
+        cfg!(feature = "epoll"),
+        Systems::Linux,
+        Some("epoll_wait"),
+        4,
+        "What does edge-triggered epoll ask of the program?",
+    ),
+    udp(
+        "echo-mio-level",
+        &["mio"],
+        cfg!(feature = "mio"),
+        Systems::All,
+        Some("epoll_wait"),
+        4,
+        "How does a program get level-triggered behaviour from mio, which is edge-triggered?",
+    ),
+    udp(
+        "echo-mio-edge",
+        &["mio"],
+        cfg!(feature = "mio"),
+        Systems::All,
+        Some("epoll_wait"),
+        4,
+        "How is mio meant to be used?",
+    ),
+    udp(
+        "echo-tokio",
+        &["tokio"],
+        cfg!(feature = "tokio"),
+        Systems::All,
+        Some("epoll_wait"),
+        5,
+        "How does one tokio task receive while its sends are blocked?",
+    ),
+    udp(
+        "echo-tokio-mpsc",
+        &["tokio"],
+        cfg!(feature = "tokio"),
+        Systems::All,
+        Some("epoll_wait"),
+        5,
+        "What if a reader and a writer task share a bounded channel?",
+    ),
+    probe("future-notify", &["futures"], cfg!(feature = "futures"), "Who polls a future again, and when?"),
+    probe("mio-empty", &["mio"], cfg!(feature = "mio"), "What does mio do with nothing registered?"),
+    probe(
+        "mio-mixed",
+        &["mio"],
+        cfg!(feature = "mio"),
+        "How do socket events and events of another thread meet in one poll?",
+    ),
+    probe("mio-pipe", &["mio"], cfg!(feature = "mio"), "What does a wake-up cost while nobody is polling?"),
+    probe(
+        "tokio-multisocket-join",
+        &["tokio"],
+        cfg!(feature = "tokio"),
+        "How many futures does join_all poll for one datagram?",
+    ),
+    probe(
+        "tokio-multisocket-spawn",
+        &["tokio"],
+        cfg!(feature = "tokio"),
+        "How many tasks are polled for one datagram, with a task for each socket?",
+    ),
+    probe(
+        "tokio-multisocket-futuresunordered",
+        &["tokio"],
+        cfg!(feature = "tokio"),
+        "How many futures does FuturesUnordered poll for one datagram?",
+    ),
+    Row {
+        name: "trace",
+        kind: Kind::Tool,
+        features: &[],
+        built: true,
+        systems: Systems::Linux,
+        calls: None,
+        shows: "Which system calls does a binary make?",
+    },
+];
+
+const fn udp(
+    name: &'static str,
+    features: &'static [&'static str],
+    built: bool,
+    systems: Systems,
+    wait: Option<&'static str>,
+    per_echo: usize,
+    shows: &'static str,
+) -> Row {
+    let calls = Some(Calls { recv: "recvfrom", send: "sendto", wait, per_echo });
+    Row { name, kind: Kind::Udp, features, built, systems, calls, shows }
+}
+
+const fn probe(name: &'static str, features: &'static [&'static str], built: bool, shows: &'static str) -> Row {
+    Row { name, kind: Kind::Probe, features, built, systems: Systems::All, calls: None, shows }
+}

@@ -1,0 +1,76 @@
+//! The small common module of the echo servers. It knows no approach: no readiness, no completion, no runtime.
+//!
+//! What an example takes from here, in the order in which it needs it:
+//!
+//! | module | what it gives |
+//! | --- | --- |
+//! | [`cli`] | the flags that every server takes |
+//! | [`net`] | a bound socket, and how many datagrams the kernel dropped on it |
+//! | [`stop`] | SIGINT and SIGTERM, in the form that each kind of loop can wait for |
+//! | [`echo`] | what stands between the receives and the sends: the two below together |
+//! | [`ledger`] | what the result of a call means, what is counted, when to end |
+//! | [`queue`] | a bounded queue of datagrams, allocated once |
+//! | [`policy`] | which datagrams get no answer, and which errors concern one peer only |
+//! | [`report`] | counters, the listening line and the summary line |
+//! | [`catalog`] | the one table of all binaries |
+//!
+//! The system calls are never here: an example makes every one of them itself, in sight of its reader.
+
+pub mod catalog;
+pub mod cli;
+pub mod echo;
+pub mod ledger;
+pub mod net;
+pub mod policy;
+pub mod queue;
+pub mod report;
+pub mod stop;
+
+pub use echo::{Echo, Progress};
+
+use std::fmt;
+
+/// A failure as its user reads it: one sentence. A binary whose `main` returns one exits with status 1.
+pub struct Error(String);
+
+/// What `main` and every fallible step of an example return.
+pub type Result<T> = std::result::Result<T, Error>;
+
+impl Error {
+    /// `sentence` says what was attempted, on what, what the system said and what to try.
+    pub fn new(sentence: impl Into<String>) -> Self {
+        Self(sentence.into())
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+// `fn main() -> Result` prints the Debug form of an error.
+impl fmt::Debug for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Error {}
+
+/// Turns what the system said into a sentence.
+pub trait Attempt<T> {
+    /// `what` completes "cannot …", as in `attempt("create an epoll instance")`.
+    fn attempt(self, what: impl fmt::Display) -> Result<T>;
+}
+
+impl<T, E: fmt::Display> Attempt<T> for std::result::Result<T, E> {
+    fn attempt(self, what: impl fmt::Display) -> Result<T> {
+        self.map_err(|error| Error(format!("cannot {what}: {error}")))
+    }
+}
+
+/// The whole of an example on a system that lacks its interface.
+pub fn unsupported(bin: &str, needs: &str) -> Result<()> {
+    Err(Error(format!("{bin} needs {needs}, which {} does not have; try echo-mio-edge", std::env::consts::OS)))
+}

@@ -1,0 +1,59 @@
+//! The server's socket: bound as the flags say, and what the kernel dropped on it.
+
+use crate::cli::ServerArgs;
+use crate::{Attempt, Error, Result};
+use socket2::{Domain, SockRef, Socket, Type};
+use std::net::UdpSocket;
+
+/// A blocking socket on `args.bind`. A receive buffer smaller than asked for, and an address that others can reach,
+/// are said on standard error.
+pub fn bind(args: &ServerArgs) -> Result<UdpSocket> {
+    let at = args.bind;
+    let socket = Socket::new(Domain::for_address(at), Type::DGRAM, None).attempt("create a UDP socket")?;
+    if let Some(bytes) = args.recv_buffer {
+        let bytes = bytes as usize;
+        socket.set_recv_buffer_size(bytes).attempt(format_args!("set a receive buffer of {bytes} bytes"))?;
+        let got = socket.recv_buffer_size().attempt("read the size of the receive buffer")?;
+        if got < bytes {
+            eprintln!("warning: receive buffer is {got} bytes, not {bytes}: raise net.core.rmem_max");
+        }
+    }
+    socket.bind(&at.into()).map_err(|error| {
+        Error::new(format!("cannot bind UDP {at}: {error}; for any free port try --bind {}", with_port_zero(at)))
+    })?;
+    if !at.ip().is_loopback() {
+        eprintln!("warning: {at} is not loopback: whoever reaches it can have datagrams reflected to a forged source");
+    }
+    Ok(socket.into())
+}
+
+fn with_port_zero(mut address: std::net::SocketAddr) -> std::net::SocketAddr {
+    address.set_port(0);
+    address
+}
+
+/// Datagrams dropped since `socket` was opened, because its receive buffer was full: SO_MEMINFO (Linux 4.12),
+/// the figure in the last column of /proc/net/udp. `None` on other systems.
+#[cfg(target_os = "linux")]
+pub fn kernel_drops<'s>(socket: impl Into<SockRef<'s>>) -> Option<u32> {
+    use std::os::fd::AsRawFd;
+    let mut info = [0u32; libc::SK_MEMINFO_DROPS as usize + 1];
+    let mut len = size_of_val(&info) as libc::socklen_t;
+    // SAFETY: `info` and `len` are valid for writes, and `len` is the size of `info` in bytes.
+    let status = unsafe {
+        libc::getsockopt(
+            socket.into().as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_MEMINFO,
+            info.as_mut_ptr().cast(),
+            &mut len,
+        )
+    };
+    (status == 0 && len as usize == size_of_val(&info)).then_some(info[libc::SK_MEMINFO_DROPS as usize])
+}
+
+/// See the Linux form.
+#[cfg(not(target_os = "linux"))]
+pub fn kernel_drops<'s>(_: impl Into<SockRef<'s>>) -> Option<u32> {
+    None
+}

@@ -1,0 +1,125 @@
+//! Which datagrams get no answer, and what an I/O error means for the server.
+
+use std::io::{Error, ErrorKind};
+use std::net::SocketAddr;
+
+/// Why a datagram is not echoed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// No reply can be sent to port 0 (EINVAL, udp(7)).
+    SourcePortZero,
+    /// A reply would come back to the server, for ever: the loop of CVE-2024-2169, at its smallest.
+    OwnAddress,
+}
+
+/// Whether a server bound to `local` refuses to answer `peer`. On a wildcard address any source with the server's own
+/// port may be the server itself, or another echo server that would answer the answer: refused, as inetd does.
+pub fn refusal(peer: SocketAddr, local: SocketAddr) -> Option<Refusal> {
+    let same_host = local.ip().is_unspecified() || peer.ip() == local.ip();
+    match peer.port() {
+        0 => Some(Refusal::SourcePortZero),
+        port if port == local.port() && same_host => Some(Refusal::OwnAddress),
+        _ => None,
+    }
+}
+
+/// What an I/O error on the server's socket means.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// Nothing to receive, or no room to send: wait until there is.
+    WouldBlock,
+    /// A signal came first: call again.
+    Interrupted,
+    /// This datagram, or one sent before, could not be delivered: the next one may.
+    ThisDatagram,
+    /// The socket itself is unusable.
+    Fatal,
+}
+
+/// The meaning of an error from a send. All but a few speak of this one datagram: of its peer (ECONNREFUSED), the route
+/// (ENETUNREACH), a firewall (EPERM) or a full device queue (ENOBUFS); see send(2), ip(7).
+pub fn on_send(error: &Error) -> Verdict {
+    shared(error).unwrap_or(if unusable(error) { Verdict::Fatal } else { Verdict::ThisDatagram })
+}
+
+/// The meaning of an error from a receive. Those that ICMP or an earlier send left on the socket concern one peer
+/// (ip(7); on Windows also without IP_RECVERR), and so does WSAEMSGSIZE; lack of memory passes. Others do not.
+pub fn on_recv(error: &Error) -> Verdict {
+    use ErrorKind::*;
+    shared(error).unwrap_or(match error.kind() {
+        ConnectionRefused | ConnectionReset | ConnectionAborted | HostUnreachable | NetworkUnreachable
+        | NetworkDown | PermissionDenied | OutOfMemory => Verdict::ThisDatagram,
+        _ if is(error, code::PASSING) => Verdict::ThisDatagram,
+        _ => Verdict::Fatal,
+    })
+}
+
+fn shared(error: &Error) -> Option<Verdict> {
+    match error.kind() {
+        ErrorKind::WouldBlock | ErrorKind::TimedOut => Some(Verdict::WouldBlock),
+        ErrorKind::Interrupted => Some(Verdict::Interrupted),
+        _ => None,
+    }
+}
+
+fn unusable(error: &Error) -> bool {
+    is(error, code::UNUSABLE)
+}
+
+fn is(error: &Error, codes: &[i32]) -> bool {
+    error.raw_os_error().is_some_and(|code| codes.contains(&code))
+}
+
+#[cfg(unix)]
+mod code {
+    use libc::*;
+    pub const UNUSABLE: &[i32] = &[EBADF, EFAULT, ENOTSOCK, EOPNOTSUPP];
+    pub const PASSING: &[i32] = &[EHOSTDOWN, EMSGSIZE, ENOBUFS, ENOPROTOOPT, EPROTO];
+}
+
+/// WSAEBADF, WSAEFAULT, WSAENOTSOCK, WSAEOPNOTSUPP; WSAEMSGSIZE, WSAENETRESET, WSAENOBUFS (Windows Sockets error codes).
+#[cfg(windows)]
+mod code {
+    pub const UNUSABLE: &[i32] = &[10009, 10014, 10038, 10045];
+    pub const PASSING: &[i32] = &[10040, 10052, 10055];
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn refuses_what_cannot_or_must_not_be_answered() {
+        for (peer, local, expected) in [
+            ("127.0.0.1:0", "127.0.0.1:2000", Some(Refusal::SourcePortZero)),
+            ("127.0.0.1:2000", "127.0.0.1:2000", Some(Refusal::OwnAddress)),
+            ("[::1]:2000", "[::1]:2000", Some(Refusal::OwnAddress)),
+            ("127.0.0.1:2000", "0.0.0.0:2000", Some(Refusal::OwnAddress)),
+            ("192.0.2.1:2000", "127.0.0.1:2000", None),
+            ("127.0.0.1:2001", "127.0.0.1:2000", None),
+            ("127.0.0.1:2001", "0.0.0.0:2000", None),
+        ] {
+            assert_eq!(refusal(peer.parse().unwrap(), local.parse().unwrap()), expected, "{peer} to {local}");
+        }
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn tells_errors_of_one_peer_from_those_of_the_socket() {
+        use Verdict::*;
+        for (code, send, recv) in [
+            (libc::EAGAIN, WouldBlock, WouldBlock),
+            (libc::EINTR, Interrupted, Interrupted),
+            (libc::ECONNREFUSED, ThisDatagram, ThisDatagram),
+            (libc::EPERM, ThisDatagram, ThisDatagram),
+            (libc::ENOBUFS, ThisDatagram, ThisDatagram),
+            (libc::ENETUNREACH, ThisDatagram, ThisDatagram),
+            (libc::EINVAL, ThisDatagram, Fatal),
+            (libc::EBADF, Fatal, Fatal),
+            (libc::ENOTSOCK, Fatal, Fatal),
+        ] {
+            let error = Error::from_raw_os_error(code);
+            assert_eq!((on_send(&error), on_recv(&error)), (send, recv), "{error}");
+        }
+    }
+}

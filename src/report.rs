@@ -1,0 +1,100 @@
+//! Counters, and the two lines that a server prints: one when it listens, one at its end.
+
+use crate::{Attempt, Result};
+use std::fmt::Display;
+use std::io::{ErrorKind, Write};
+use std::net::SocketAddr;
+
+/// What happened to each datagram.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Report {
+    /// Datagrams taken from the kernel.
+    pub received: u64,
+    /// Datagrams given back to the kernel for their sender.
+    pub echoed: u64,
+    /// Not answered: source port 0.
+    pub refused_source_port_zero: u64,
+    /// Not answered: the source is the server itself.
+    pub refused_own_address: u64,
+    /// Not answered: longer than `--max-size`.
+    pub too_big: u64,
+    /// Datagrams whose send failed for good (ECONNREFUSED, EPERM, ENOBUFS …).
+    pub send_errors: u64,
+    /// Receives that reported the error of one peer.
+    pub recv_errors: u64,
+    /// Receives that would have blocked.
+    pub would_block_recv: u64,
+    /// Sends that would have blocked.
+    pub would_block_send: u64,
+    /// Times that the server waited for readiness.
+    pub waits: u64,
+    /// Datagrams that found the kernel's receive buffer full; `None` where the system does not tell.
+    pub kernel_drops: Option<u32>,
+}
+
+impl Report {
+    /// The summary line, on standard output.
+    pub fn print(&self, json: bool) -> Result<()> {
+        print_line(if json { self.json() } else { self.text() })
+    }
+
+    /// Datagrams received that still waited to be sent: every other has its counter.
+    pub fn unsent(&self) -> u64 {
+        let refused = self.refused_source_port_zero + self.refused_own_address + self.too_big;
+        self.received - self.echoed - refused - self.send_errors
+    }
+
+    fn text(&self) -> String {
+        let drops = self.kernel_drops.map_or("unknown".into(), |n| n.to_string());
+        format!(
+            "received {}, echoed {}, refused {} (source port zero {}, own address {}), too big {}, send errors {}, \
+             receive errors {}, unsent {}, would block: receive {}, send {}, waits {}, dropped by the kernel {drops}",
+            self.received,
+            self.echoed,
+            self.refused_source_port_zero + self.refused_own_address,
+            self.refused_source_port_zero,
+            self.refused_own_address,
+            self.too_big,
+            self.send_errors,
+            self.recv_errors,
+            self.unsent(),
+            self.would_block_recv,
+            self.would_block_send,
+            self.waits,
+        )
+    }
+
+    fn json(&self) -> String {
+        let drops = self.kernel_drops.map_or("null".into(), |n| n.to_string());
+        format!(
+            "{{\"received\":{},\"echoed\":{},\"refused\":{{\"source_port_zero\":{},\"own_address\":{}}},\
+             \"too_big\":{},\"send_errors\":{},\"recv_errors\":{},\"unsent\":{},\
+             \"would_block\":{{\"recv\":{},\"send\":{}}},\"waits\":{},\"kernel_drops\":{drops}}}",
+            self.received,
+            self.echoed,
+            self.refused_source_port_zero,
+            self.refused_own_address,
+            self.too_big,
+            self.send_errors,
+            self.recv_errors,
+            self.unsent(),
+            self.would_block_recv,
+            self.would_block_send,
+            self.waits,
+        )
+    }
+}
+
+/// The first line of every server, once signals and datagrams are taken care of.
+pub fn listening(local: SocketAddr) -> Result<()> {
+    print_line(format_args!("listening on {local}"))
+}
+
+/// A line on standard output. A reader that has gone (`| head -1`) is no error.
+pub fn print_line(line: impl Display) -> Result<()> {
+    let mut out = std::io::stdout().lock();
+    match writeln!(out, "{line}").and_then(|()| out.flush()) {
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(error).attempt("write to standard output"),
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,103 @@
+//! SIGINT and SIGTERM, in the form that each kind of loop can wait for.
+//!
+//! A signal that is only checked for between two blocking calls is missed when it comes after the check and before the
+//! call. Each form here closes that window in its own way; call it before the server says that it listens.
+
+use crate::{Attempt, Result};
+use signal_hook::consts::{SIGINT, SIGTERM};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+static REQUESTED: AtomicBool = AtomicBool::new(false);
+
+/// Whether a signal came since [`on_signal`] was called.
+pub fn requested() -> bool {
+    REQUESTED.load(Ordering::Relaxed)
+}
+
+/// For a loop that something else can wake: the signal handler runs `wake`, each time.
+///
+/// # Safety
+///
+/// `wake` may run between any two instructions of the program: it must restrict itself to what signal-safety(7) lists,
+/// such as write(2) or send(2) on a non-blocking descriptor.
+pub unsafe fn on_signal(wake: impl Fn() + Clone + Send + Sync + 'static) -> Result<()> {
+    for signal in [SIGINT, SIGTERM] {
+        let wake = wake.clone();
+        let handler = move || {
+            REQUESTED.store(true, Ordering::Relaxed);
+            wake();
+        };
+        // SAFETY: a store to an atomic is safe in a handler, and the caller answers for `wake`.
+        unsafe { signal_hook::low_level::register(signal, handler) }.attempt("install a signal handler")?;
+    }
+    Ok(())
+}
+
+#[cfg(all(unix, any(feature = "select", feature = "poll", feature = "epoll")))]
+fn signals() -> nix::sys::signal::SigSet {
+    use nix::sys::signal::Signal;
+    [Signal::SIGINT, Signal::SIGTERM].into_iter().collect()
+}
+
+/// For pselect(2) and ppoll(2): the signals stay blocked, except inside a wait that is given [`mask`](Self::mask).
+#[cfg(all(unix, any(feature = "select", feature = "poll")))]
+pub struct InsideWait {
+    mask: nix::sys::signal::SigSet,
+}
+
+#[cfg(all(unix, any(feature = "select", feature = "poll")))]
+impl InsideWait {
+    /// Blocks the signals in the calling thread.
+    pub fn new() -> Result<Self> {
+        use nix::sys::signal::SigmaskHow;
+        // SAFETY: the action does nothing.
+        unsafe { on_signal(|| ()) }?;
+        let mut mask = signals().thread_swap_mask(SigmaskHow::SIG_BLOCK).attempt("block signals")?;
+        signals().iter().for_each(|signal| mask.remove(signal));
+        Ok(Self { mask })
+    }
+
+    /// The signal mask for the wait, during which a signal ends it with EINTR and sets [`requested`].
+    pub fn mask(&self) -> nix::sys::signal::SigSet {
+        self.mask
+    }
+
+    /// Lets a pending signal in. A wait that finds a descriptor ready returns without looking for signals, so a loop
+    /// that always finds one ready has to do this now and then.
+    pub fn look(&self) -> Result<()> {
+        signals().thread_unblock().and_then(|()| signals().thread_block()).attempt("look for pending signals")
+    }
+}
+
+/// For epoll: a descriptor that is readable when a signal came; see signalfd(2).
+#[cfg(all(target_os = "linux", feature = "epoll"))]
+pub fn descriptor() -> Result<nix::sys::signalfd::SignalFd> {
+    use nix::sys::signalfd::{SfdFlags, SignalFd};
+    signals().thread_block().attempt("block signals")?;
+    SignalFd::with_flags(&signals(), SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC).attempt("create a signalfd")
+}
+
+/// For tokio: a future that ends when a signal came. The handlers are installed by this call, inside a runtime;
+/// on Windows there is only Ctrl-C.
+#[cfg(feature = "tokio")]
+pub fn future() -> Result<impl Future<Output = ()>> {
+    #[cfg(unix)]
+    let mut terminate = {
+        use tokio::signal::unix::{SignalKind, signal};
+        (
+            signal(SignalKind::interrupt()).attempt("install a signal handler")?,
+            signal(SignalKind::terminate()).attempt("install a signal handler")?,
+        )
+    };
+    #[cfg(windows)]
+    let mut terminate = tokio::signal::windows::ctrl_c().attempt("install a Ctrl-C handler")?;
+    Ok(async move {
+        #[cfg(unix)]
+        tokio::select! {
+            _ = terminate.0.recv() => {}
+            _ = terminate.1.recv() => {}
+        }
+        #[cfg(windows)]
+        terminate.recv().await;
+    })
+}
