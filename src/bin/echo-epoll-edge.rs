@@ -1,0 +1,99 @@
+//! UDP echo over edge-triggered epoll(7): a wait returns when something arrives, once. So the program has to receive
+//! until nothing is left before it waits again, or what is left stays there unseen.
+//!
+//! Run:             cargo run --bin echo-epoll-edge --features epoll
+//! Second terminal: nc -u 127.0.0.1 2000
+//! In the trace:    epoll_wait, recvfrom, sendto, and the recvfrom that ends with EAGAIN. Under load one wait serves
+//!                  many datagrams. EPOLLOUT is asked for only while something waits to be sent.
+//! Left out:        a fair share for other sockets: DRAIN_LIMIT only keeps a flood from hiding the stop signal.
+//! Oldest system:   Linux 2.6.27, for signalfd4: the stop signal is one more readable descriptor.
+
+#[cfg(not(target_os = "linux"))]
+fn main() -> echo_lab::Result<()> {
+    echo_lab::unsupported(env!("CARGO_BIN_NAME"), "epoll(7)")
+}
+
+#[cfg(target_os = "linux")]
+use {
+    echo_lab::{Attempt, Echo, Progress, Result, cli, net, report, stop},
+    nix::errno::Errno,
+    nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout},
+    std::net::UdpSocket,
+};
+
+#[cfg(target_os = "linux")]
+const SOCKET: u64 = 0;
+#[cfg(target_os = "linux")]
+const SIGNAL: u64 = 1;
+/// Datagrams received before the loop looks at the other descriptors.
+#[cfg(target_os = "linux")]
+const DRAIN_LIMIT: usize = 256;
+
+#[cfg(target_os = "linux")]
+fn main() -> Result<()> {
+    let args = cli::parse(env!("CARGO_BIN_NAME"));
+    let socket = net::bind(&args)?;
+    socket.set_nonblocking(true).attempt("make the socket non-blocking")?;
+    let local = socket.local_addr().attempt("read the bound address")?;
+    let signals = stop::descriptor()?;
+    let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).attempt("create an epoll instance")?;
+    let mut interest = EpollFlags::EPOLLET | EpollFlags::EPOLLIN;
+    epoll.add(&socket, EpollEvent::new(interest, SOCKET)).attempt("register the socket")?;
+    epoll.add(&signals, EpollEvent::new(EpollFlags::EPOLLIN, SIGNAL)).attempt("register the signal descriptor")?;
+    let mut echo = Echo::new(&args, local);
+    let mut events = [EpollEvent::empty(); 2];
+    let mut more = false;
+    report::listening(local)?;
+
+    while !echo.is_done() {
+        let mut wanted = EpollFlags::EPOLLET | EpollFlags::EPOLLIN;
+        wanted.set(EpollFlags::EPOLLOUT, echo.wants_send());
+        if wanted != interest {
+            // This also reports what is ready already, so nothing is missed between EAGAIN and here.
+            epoll.modify(&socket, &mut EpollEvent::new(wanted, SOCKET)).attempt("change the interest in the socket")?;
+            interest = wanted;
+        }
+        let timeout = match echo.timeout() {
+            _ if more => EpollTimeout::ZERO, // No edge will tell of what was left behind.
+            Some(left) => left.try_into().unwrap_or(EpollTimeout::MAX),
+            None => EpollTimeout::NONE,
+        };
+        echo.report().waits += 1;
+        let ready = match epoll.wait(&mut events, timeout) {
+            Ok(ready) => ready,
+            Err(Errno::EINTR) => 0,
+            Err(error) => return Err(error).attempt("wait with epoll"),
+        };
+        for event in &events[..ready] {
+            if event.data() == SIGNAL {
+                signals.read_signal().attempt("read the signal descriptor")?;
+                echo.stop();
+            }
+        }
+
+        send_queued(&mut echo, &socket)?;
+        let mut progress = Progress::Made;
+        for _ in 0..DRAIN_LIMIT {
+            let Some(slot) = echo.vacant() else { break };
+            let result = socket.recv_from(slot);
+            progress = echo.received(result)?;
+            if progress == Progress::WouldBlock {
+                break;
+            }
+            send_queued(&mut echo, &socket)?;
+        }
+        more = progress == Progress::Made && echo.wants_recv();
+    }
+    echo.finish(&socket)
+}
+
+#[cfg(target_os = "linux")]
+fn send_queued(echo: &mut Echo, socket: &UdpSocket) -> Result<()> {
+    while let Some((datagram, peer)) = echo.front() {
+        let result = socket.send_to(datagram, peer);
+        if echo.sent(result)? == Progress::WouldBlock {
+            break;
+        }
+    }
+    Ok(())
+}

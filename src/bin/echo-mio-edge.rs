@@ -1,0 +1,84 @@
+//! UDP echo over mio, as it is meant to be used: an event says that the socket may be ready, and the program goes on
+//! until it would block.
+//!
+//! Run:             cargo run --bin echo-mio-edge
+//! Second terminal: nc -u 127.0.0.1 2000
+//! In the trace:    EPOLLET, then epoll_wait, recvfrom, sendto, and the recvfrom that ends with EAGAIN: as
+//!                  echo-epoll-edge. Writability is asked for only while something waits to be sent.
+//! Left out:        a fair share for other sockets: DRAIN_LIMIT only keeps a flood from hiding the stop signal.
+//! Oldest system:   what mio supports: Linux, the BSDs, macOS, Windows and others.
+
+use echo_lab::{Attempt, Echo, Progress, Result, cli, net, report, stop};
+use mio::net::UdpSocket;
+use mio::{Events, Interest, Poll, Token, Waker};
+use std::io::ErrorKind;
+use std::sync::Arc;
+use std::time::Duration;
+
+const SOCKET: Token = Token(0);
+const SIGNAL: Token = Token(1);
+/// Datagrams received before the loop looks at the other sources.
+const DRAIN_LIMIT: usize = 256;
+
+fn main() -> Result<()> {
+    let args = cli::parse(env!("CARGO_BIN_NAME"));
+    let socket = net::bind(&args)?;
+    socket.set_nonblocking(true).attempt("make the socket non-blocking")?;
+    let local = socket.local_addr().attempt("read the bound address")?;
+    let mut socket = UdpSocket::from_std(socket);
+    let mut poll = Poll::new().attempt("create a poll")?;
+    let waker = Arc::new(Waker::new(poll.registry(), SIGNAL).attempt("create a waker")?);
+    // SAFETY: a wake-up is one system call: write(2) to an eventfd on Linux.
+    unsafe { stop::on_signal(move || drop(waker.wake())) }?;
+    let mut interest = Interest::READABLE;
+    poll.registry().register(&mut socket, SOCKET, interest).attempt("register the socket")?;
+    let mut events = Events::with_capacity(8);
+    let mut echo = Echo::new(&args, local);
+    let mut more = false;
+    report::listening(local)?;
+
+    while !echo.is_done() {
+        let mut wanted = Interest::READABLE;
+        if echo.wants_send() {
+            wanted |= Interest::WRITABLE;
+        }
+        if wanted != interest {
+            poll.registry().reregister(&mut socket, SOCKET, wanted).attempt("change the interest in the socket")?;
+            interest = wanted;
+        }
+        // No event will tell of what was left behind.
+        let timeout = if more { Some(Duration::ZERO) } else { echo.timeout() };
+        echo.report().waits += 1;
+        match poll.poll(&mut events, timeout) {
+            Err(error) if error.kind() != ErrorKind::Interrupted => return Err(error).attempt("poll"),
+            _ => {}
+        }
+        if stop::requested() {
+            echo.stop();
+        }
+
+        send_queued(&mut echo, &socket)?;
+        let mut progress = Progress::Made;
+        for _ in 0..DRAIN_LIMIT {
+            let Some(slot) = echo.vacant() else { break };
+            let result = socket.recv_from(slot);
+            progress = echo.received(result)?;
+            if progress == Progress::WouldBlock {
+                break;
+            }
+            send_queued(&mut echo, &socket)?;
+        }
+        more = progress == Progress::Made && echo.wants_recv();
+    }
+    echo.finish(&socket)
+}
+
+fn send_queued(echo: &mut Echo, socket: &UdpSocket) -> Result<()> {
+    while let Some((datagram, peer)) = echo.front() {
+        let result = socket.send_to(datagram, peer);
+        if echo.sent(result)? == Progress::WouldBlock {
+            break;
+        }
+    }
+    Ok(())
+}
