@@ -1,0 +1,272 @@
+//! Which system calls does a binary make? Runs it under strace, sends it datagrams, and prints the calls of its start
+//! and those of one echo (or, for a probe, of its whole work), with descriptors, addresses and pointers named.
+//!
+//! Run:             scripts/trace echo-epoll-edge
+//! Second terminal: nothing: the datagrams come from here.
+//! In the trace:    what the header of the traced binary says.
+//! Left out:        time. strace makes every call slower, and not all alike.
+//! Oldest system:   Linux with strace 4.26, for -D.
+
+use clap::Parser;
+use echo_lab::catalog::{self, Kind, Row};
+use echo_lab::{Attempt, Error, Result, report::print_line, unsupported};
+use std::io::{BufRead, BufReader, Lines};
+use std::net::{SocketAddr, UdpSocket};
+use std::process::{Child, ChildStdout, Command, Stdio};
+use std::time::{Duration, Instant};
+use std::{env, fs, iter, thread};
+
+/// Which system calls does a binary make? Needs strace
+#[derive(Parser)]
+#[command(version)]
+struct Args {
+    /// A server or probe of the catalogue
+    name: String,
+    /// Datagrams to send
+    #[arg(default_value_t = 3, value_parser = clap::value_parser!(u16).range(2..=1000))]
+    datagrams: u16,
+    /// Only the steady state, as docs/traces keeps it
+    #[arg(long)]
+    steady: bool,
+    /// More flags for the traced binary
+    #[arg(last = true)]
+    flags: Vec<String>,
+}
+
+fn main() -> Result<()> {
+    let args = Args::parse();
+    if !cfg!(target_os = "linux") {
+        return unsupported(env!("CARGO_BIN_NAME"), "strace");
+    }
+    let traced = |row: &&Row| row.kind != Kind::Tool && row.built;
+    let Some(row) = catalog::find(&args.name).filter(traced) else {
+        let known: Vec<_> = catalog::ROWS.iter().filter(traced).map(|row| row.name).collect();
+        eprintln!("error: cannot trace {}: this build has {}", args.name, known.join(", "));
+        std::process::exit(2);
+    };
+    let log = env::temp_dir().join(format!("echo-lab-trace-{}", std::process::id()));
+    let outcome = run(row, &args, &log).and_then(|()| fs::read_to_string(&log).attempt("read what strace wrote"));
+    let _ = fs::remove_file(&log);
+    let calls = parse(&outcome?);
+    match row.kind {
+        Kind::Udp => print_server(row, &args, &calls),
+        _ => {
+            let work = calls.iter().map(|call| normalise(&call.to_string())).filter(|line| !line.starts_with("1 exit"));
+            work.map(print_line).collect()
+        }
+    }
+}
+
+/// Runs the binary under strace until it has answered the datagrams and ended.
+fn run(row: &Row, args: &Args, log: &std::path::Path) -> Result<()> {
+    let bin = env::current_exe().attempt("find this program's folder")?.with_file_name(row.name);
+    let multisocket = row.name.starts_with("tokio-multisocket");
+    let count = args.datagrams.to_string();
+    let flags: &[&str] = match row.name {
+        "future-notify" => &["--polls", "3", "--interval", "20"],
+        "mio-empty" => &["--timeout", "20"],
+        "mio-mixed" => &["--bind", "127.0.0.1:0", "--interval", "400", "--count", "4"],
+        "mio-pipe" => &[],
+        _ if multisocket => &["--count", &count],
+        _ => &["--bind", "127.0.0.1:0"],
+    };
+    // A probe's runtime and its output would drown what it shows; a server has nothing to hide.
+    let filter = "trace=recvfrom,sendto,write,epoll_create1,epoll_ctl,epoll_wait,eventfd2,pipe2,socketpair";
+    let mut command = Command::new("strace");
+    // -D: the binary, not strace, is the child of this program, and gets its signals.
+    command.args(["-D", "-f", "-yy", "-s", "32", "-e", "signal=none", "-o"]).arg(log);
+    if row.kind == Kind::Probe {
+        command.args(["-e", filter]);
+    }
+    let command = command.arg(&bin).args(flags).args(&args.flags).stdout(Stdio::piped());
+    let child = command.spawn().attempt("start strace (Debian: apt-get install strace)")?;
+    let mut child = Ended(child);
+    let mut lines = BufReader::new(child.0.stdout.take().ok_or(Error::new("no standard output"))?).lines();
+
+    let datagrams = match row.name {
+        "future-notify" | "mio-empty" | "mio-pipe" => 0,
+        "mio-mixed" => 2,
+        _ => args.datagrams,
+    };
+    if datagrams > 0 {
+        let server = listening(&mut lines, multisocket)?;
+        let client = UdpSocket::bind("127.0.0.1:0").and_then(|socket| {
+            socket.connect(server)?;
+            socket.set_read_timeout(Some(Duration::from_secs(10)))?;
+            Ok(socket)
+        });
+        let client = client.attempt("create a client")?;
+        let silent = row.name == "mio-mixed";
+        thread::sleep(Duration::from_millis(if silent { 200 } else { 50 }));
+        for _ in 0..datagrams {
+            client.send(b"echo").attempt("send a datagram")?;
+            if !silent {
+                client.recv(&mut [0; 16]).attempt(format_args!("get an echo from {}", row.name))?;
+            }
+            // Long enough for the server to be waiting again.
+            thread::sleep(Duration::from_millis(if silent { 400 } else { 50 }));
+        }
+    }
+    if row.kind == Kind::Udp {
+        terminate(&child.0);
+    }
+    lines.for_each(drop);
+    child.0.wait().attempt("wait for the traced binary")?;
+    // strace is nobody's child: it has finished when its last line is there.
+    let patience = Instant::now() + Duration::from_secs(5);
+    while !fs::read_to_string(log).is_ok_and(|log| log.trim_end().ends_with("+++")) && Instant::now() < patience {
+        thread::sleep(Duration::from_millis(5));
+    }
+    Ok(())
+}
+
+/// The last address that the binary listens on, once it waits for datagrams.
+fn listening(lines: &mut Lines<BufReader<ChildStdout>>, multisocket: bool) -> Result<SocketAddr> {
+    let mut address = None;
+    for line in lines {
+        let line = line.attempt("read the binary's output")?;
+        if let Some(text) = line.strip_prefix("listening on ") {
+            address = Some(text.parse().attempt("read the address that the binary listens on")?);
+        }
+        if !multisocket || line == "waiting" {
+            break;
+        }
+    }
+    address.ok_or(Error::new("the traced binary ended before it listened"))
+}
+
+#[cfg(unix)]
+fn terminate(child: &Child) {
+    // SAFETY: no memory is involved; the child has not been waited for, so the id is still its own.
+    unsafe { libc::kill(child.id() as i32, libc::SIGTERM) };
+}
+
+#[cfg(not(unix))]
+fn terminate(_: &Child) {}
+
+/// Ends the binary whatever happens here.
+struct Ended(Child);
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// One system call: the thread that made it, counted from 1, and the text.
+struct Call {
+    thread: usize,
+    text: String,
+}
+
+impl std::fmt::Display for Call {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} {}", self.thread, self.text)
+    }
+}
+
+/// The calls in the order in which they began: of two threads, the one that is woken may return first.
+fn parse(log: &str) -> Vec<Call> {
+    let (mut calls, mut threads) = (Vec::<Call>::new(), Vec::new());
+    for (id, text) in log.lines().filter_map(|line| line.split_once(char::is_whitespace)) {
+        let text = text.trim_start();
+        let thread = threads.iter().position(|known| *known == id).unwrap_or_else(|| {
+            threads.push(id);
+            threads.len() - 1
+        }) + 1;
+        if let Some((_, rest)) = text.split_once(" resumed>").filter(|_| text.starts_with("<... ")) {
+            if let Some(call) = calls.iter_mut().rev().find(|call| call.thread == thread) {
+                call.text += rest;
+            }
+        } else if !text.starts_with("+++") && !text.starts_with("---") {
+            calls.push(Call { thread, text: text.replace(" <unfinished ...>", "") });
+        }
+    }
+    calls
+}
+
+/// The calls of a server: those of its start, and those of one echo. An echo begins with the wait for its datagram.
+fn print_server(row: &Row, args: &Args, calls: &[Call]) -> Result<()> {
+    let listening = calls.iter().position(|call| call.text.contains("\"listening on "));
+    let (Some(listening), Some(names)) = (listening, row.calls) else {
+        return Err(Error::new(format!("cannot find where {} listens in its trace", row.name)));
+    };
+    let (start, steady) = calls.split_at(listening + 1);
+    let is = |call: &Call, name: &str| call.text.split_once('(').is_some_and(|(called, _)| called == name);
+    let got = |call: &Call| is(call, names.recv) && !call.text.contains(" = -1 ");
+    let mut bounds = Vec::new();
+    let received = steady.iter().enumerate().filter(|(_, call)| got(call)).take(args.datagrams.into());
+    for (at, _) in received {
+        let wait = names.wait.and_then(|wait| steady[..at].iter().rposition(|call| is(call, wait)));
+        bounds.push(wait.unwrap_or(at));
+    }
+    let echoes: Vec<Vec<String>> = iter::zip(&bounds, bounds.iter().skip(1))
+        .map(|(from, to)| steady[*from..*to].iter().map(|call| normalise(&call.text)).collect())
+        .collect();
+    let Some(first) = echoes.first() else {
+        return Err(Error::new(format!("cannot find two echoes in the trace of {}", row.name)));
+    };
+    if let Some((at, _)) = echoes.iter().enumerate().find(|(_, echo)| *echo != first) {
+        eprintln!("warning: echo {} differs from the first: the machine may be busy, try again", at + 1);
+    }
+    if !args.steady {
+        print_line(format_args!("# start-up: {} calls", start.len()))?;
+        start.iter().try_for_each(|call| print_line(&call.text))?;
+        print_line(format_args!("\n# one echo: {} calls", first.len()))?;
+    }
+    first.iter().try_for_each(print_line)
+}
+
+/// Names what differs from run to run: descriptors, ports, pointers. The rest stays as strace wrote it.
+fn normalise(call: &str) -> String {
+    let mut text = call.split_whitespace().collect::<Vec<_>>().join(" ");
+    // 5<anon_inode:[eventpoll]> and 3<UDP:[127.0.0.1:2000]> become eventpoll and UDP; [3] in select's result goes.
+    while let Some((from, to, name)) = descriptor(&text) {
+        text.replace_range(from..to, &name);
+    }
+    for (before, after, name) in [
+        ("htons(", ")", "PORT"),
+        ("127.0.0.1:", "\\n", "PORT"),
+        ("pselect6(", ",", "NFDS"),
+        ("(in [", "]", "UDP"),
+        ("{fd=", ",", "UDP"),
+        (" 0x", ",", "POINTER"),
+    ] {
+        text = replace_between(&text, before, after, |_| Some(name));
+    }
+    // mio keeps a token here, tokio the address of a registration.
+    replace_between(&text, ", data={", "}", |data| (data.len() > 20).then_some("POINTER"))
+        .replace(" 0xPOINTER", " POINTER")
+}
+
+fn descriptor(text: &str) -> Option<(usize, usize, String)> {
+    let open = text.char_indices().find(|(at, c)| *c == '<' && text[..*at].ends_with(|c: char| c.is_ascii_digit()))?.0;
+    let from = text[..open].trim_end_matches(|c: char| c.is_ascii_digit()).len();
+    let mut depth = 0;
+    let close = text[open..].char_indices().find(|(_, c)| {
+        depth += i32::from(*c == '<') - i32::from(*c == '>');
+        depth == 0
+    })?;
+    let to = open + close.0 + 1;
+    let inside = &text[open + 1..to - 1];
+    let name = match inside.split_once(":[") {
+        Some(("anon_inode", name)) => name.trim_end_matches(']'),
+        Some((protocol, _)) => protocol,
+        None => inside,
+    };
+    Some((from, to, name.to_string()))
+}
+
+/// Puts what `name` gives for it in place of each text between `before` and `after`.
+fn replace_between(text: &str, before: &str, after: &str, name: impl Fn(&str) -> Option<&'static str>) -> String {
+    let mut out = String::new();
+    let mut rest = text;
+    while let Some((head, tail)) = rest.split_once(before) {
+        let end = tail.find(after).unwrap_or(0);
+        let found = &tail[..end];
+        out = out + head + before + name(found).filter(|_| end > 0).unwrap_or(found);
+        rest = &tail[end..];
+    }
+    out + rest
+}
