@@ -42,7 +42,7 @@ pub struct ServerArgs {
 /// Help ends the process with status 0, wrong usage with status 2.
 pub fn parse(bin: &'static str) -> ServerArgs {
     let about = catalog::find(bin).map_or("", |row| row.shows);
-    let command = Command::new(bin).version(env!("CARGO_PKG_VERSION")).about(about);
-    let matches = ServerArgs::augment_args(command).get_matches();
+    let command = ServerArgs::augment_args(Command::new(bin)).version(env!("CARGO_PKG_VERSION")).about(about);
+    let matches = command.get_matches();
     ServerArgs::from_arg_matches(&matches).unwrap_or_else(|error| error.exit())
 }

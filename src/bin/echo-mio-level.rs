@@ -63,7 +63,10 @@ fn main() -> Result<()> {
         for _ in 0..TURN {
             let (true, Some(slot)) = (readable, echo.vacant()) else { break };
             let result = socket.recv_from(slot);
-            readable = echo.received(result)? == Progress::Made;
+            if echo.received(result)? == Progress::WouldBlock {
+                readable = false;
+                break;
+            }
             send_queued(&mut echo, &socket)?;
         }
     }

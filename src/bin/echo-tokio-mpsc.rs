@@ -18,7 +18,7 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use tokio::net::UdpSocket;
 use tokio::sync::mpsc::{self, Receiver, Sender};
-use tokio::task::{LocalSet, spawn_local};
+use tokio::task::{JoinError, JoinSet, LocalSet};
 
 struct Buffer {
     bytes: Box<[u8]>,
@@ -53,23 +53,34 @@ async fn serve() -> Result<()> {
         to_reader.try_send(Buffer { bytes, len: 0, peer: local }).attempt("fill the channel of buffers")?;
     }
     let shared = Rc::new(Shared { socket, ledger: RefCell::new(ledger) });
-    let mut reader = spawn_local(read(shared.clone(), empty, to_writer));
-    let mut writer = spawn_local(write(shared.clone(), full, to_reader));
+    let mut tasks = JoinSet::new();
+    let reader = tasks.spawn_local(read(shared.clone(), empty, to_writer));
+    tasks.spawn_local(write(shared.clone(), full, to_reader));
     report::listening(local)?;
 
-    let ended = tokio::select! {
-        result = &mut reader => result,
-        result = &mut writer => result,
-        () = stopped => {
-            // The channel ends with the reader; the writer ends when it has sent what was in it.
-            reader.abort();
-            tokio::time::timeout(DRAIN_DEADLINE, &mut writer).await.unwrap_or(Ok(Ok(())))
+    tokio::select! {
+        Some(ended) = tasks.join_next() => outcome(ended)?,
+        () = stopped => {}
+    }
+    // The channel ends with the reader; the writer ends when it has sent what was in it.
+    reader.abort();
+    let drain = async {
+        while let Some(ended) = tasks.join_next().await {
+            outcome(ended)?;
         }
+        Ok(())
     };
-    ended.attempt("finish a task")??;
+    tokio::time::timeout(DRAIN_DEADLINE, drain).await.unwrap_or(Ok(()))?;
     let waits = tokio::runtime::Handle::current().metrics().worker_park_count(0);
     shared.ledger.borrow_mut().report.waits = waits;
     shared.ledger.borrow_mut().finish(&shared.socket)
+}
+
+fn outcome(ended: std::result::Result<Result<()>, JoinError>) -> Result<()> {
+    match ended {
+        Err(error) if error.is_cancelled() => Ok(()),
+        ended => ended.attempt("finish a task")?,
+    }
 }
 
 async fn read(shared: Rc<Shared>, mut empty: Receiver<Buffer>, to_writer: Sender<Buffer>) -> Result<()> {
