@@ -12,6 +12,7 @@
 //! | [`queue`] | a bounded queue of datagrams, allocated once |
 //! | [`policy`] | which datagrams get no answer, and which errors concern one peer only |
 //! | [`report`] | counters, the listening line and the summary line |
+//! | `multisocket` | for the probes of that name: a future that counts its polls |
 //! | [`catalog`] | the one table of all binaries |
 //!
 //! The system calls are never here: an example makes every one of them itself, in sight of its reader.
@@ -20,6 +21,8 @@ pub mod catalog;
 pub mod cli;
 pub mod echo;
 pub mod ledger;
+#[cfg(feature = "tokio")]
+pub mod multisocket;
 pub mod net;
 pub mod policy;
 pub mod queue;

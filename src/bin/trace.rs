@@ -50,10 +50,7 @@ fn main() -> Result<()> {
     let calls = parse(&outcome?);
     match row.kind {
         Kind::Udp => print_server(row, &args, &calls),
-        _ => {
-            let work = calls.iter().map(|call| normalise(&call.to_string())).filter(|line| !line.starts_with("1 exit"));
-            work.map(print_line).collect()
-        }
+        _ => print_probe(&args, &calls),
     }
 }
 
@@ -96,15 +93,16 @@ fn run(row: &Row, args: &Args, log: &std::path::Path) -> Result<()> {
             Ok(socket)
         });
         let client = client.attempt("create a client")?;
-        let silent = row.name == "mio-mixed";
-        thread::sleep(Duration::from_millis(if silent { 200 } else { 50 }));
+        // In step with the timer of mio-mixed, between two of its events.
+        let (before, after) = if row.name == "mio-mixed" { (200, 400) } else { (50, 50) };
+        thread::sleep(Duration::from_millis(before));
         for _ in 0..datagrams {
             client.send(b"echo").attempt("send a datagram")?;
-            if !silent {
+            if row.kind == Kind::Udp {
                 client.recv(&mut [0; 16]).attempt(format_args!("get an echo from {}", row.name))?;
             }
             // Long enough for the server to be waiting again.
-            thread::sleep(Duration::from_millis(if silent { 400 } else { 50 }));
+            thread::sleep(Duration::from_millis(after));
         }
     }
     if row.kind == Kind::Udp {
@@ -218,6 +216,18 @@ fn print_server(row: &Row, args: &Args, calls: &[Call]) -> Result<()> {
     first.iter().try_for_each(print_line)
 }
 
+/// The calls of a probe, each with its thread. Of many sockets, the steady state is what follows when all are waiting.
+fn print_probe(args: &Args, calls: &[Call]) -> Result<()> {
+    let waiting = calls.iter().position(|call| call.text.contains("\"waiting"));
+    let steady = match waiting {
+        Some(at) if args.steady => &calls[at + 1..],
+        _ => calls,
+    };
+    let is_end = |call: &&Call| args.steady && call.text.contains("\"future 0: ");
+    let calls = steady.iter().take_while(|call| !is_end(call) && !call.text.starts_with("exit"));
+    calls.map(|call| normalise(&call.to_string())).try_for_each(print_line)
+}
+
 /// Names what differs from run to run: descriptors, ports, pointers. The rest stays as strace wrote it.
 fn normalise(call: &str) -> String {
     let mut text = call.split_whitespace().collect::<Vec<_>>().join(" ");
@@ -244,8 +254,8 @@ fn descriptor(text: &str) -> Option<(usize, usize, String)> {
     let open = text.char_indices().find(|(at, c)| *c == '<' && text[..*at].ends_with(|c: char| c.is_ascii_digit()))?.0;
     let from = text[..open].trim_end_matches(|c: char| c.is_ascii_digit()).len();
     let mut depth = 0;
-    let close = text[open..].char_indices().find(|(_, c)| {
-        depth += i32::from(*c == '<') - i32::from(*c == '>');
+    let close = text[open..].char_indices().find(|(at, c)| {
+        depth += i32::from(*c == '<') - i32::from(*c == '>' && !text[..open + *at].ends_with('-'));
         depth == 0
     })?;
     let to = open + close.0 + 1;
