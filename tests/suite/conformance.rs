@@ -1,0 +1,161 @@
+//! The contract of every echo server, on every system.
+
+use crate::server::{Client, Server, bin, number, run, summary};
+use crate::{Check, Needs, Run, check};
+use echo_lab::catalog::Row;
+use std::net::SocketAddr;
+use std::process::Command;
+use std::thread;
+
+pub fn checks() -> Vec<Check> {
+    let table: [(&str, Run); 13] = [
+        ("sizes", |row| sizes(row, "127.0.0.1:0")),
+        ("sizes_ipv6", |row| sizes(row, "[::1]:0")),
+        ("wildcard_address", wildcard_address),
+        ("order_of_one_sender", order_of_one_sender),
+        ("many_senders", many_senders),
+        ("count", count),
+        ("summary_text", summary_text),
+        ("too_big", too_big),
+        ("verbose", verbose),
+        ("recv_buffer", recv_buffer),
+        ("port_in_use", port_in_use),
+        ("bad_flags", bad_flags),
+        ("help", help),
+    ];
+    table.map(|(name, run)| check(name, Needs::Nothing, run)).into()
+}
+
+/// `len` bytes that differ from those of another `seed`, and from place to place.
+fn pattern(len: usize, seed: u8) -> Vec<u8> {
+    (0..len).map(|at| (at as u8).wrapping_mul(31).wrapping_add((at >> 8) as u8) ^ seed).collect()
+}
+
+fn sizes(row: &Row, at: &str) {
+    let server = Server::start(row, &["--bind", at]);
+    let client = server.client();
+    for (seed, len) in [0, 1, 1472, 1500, 9000, 65507].into_iter().enumerate() {
+        client.echo(&pattern(len, seed as u8));
+    }
+    server.stop();
+}
+
+fn wildcard_address(row: &Row) {
+    let server = Server::start(row, &["--bind", "0.0.0.0:0"]);
+    let client = Client::new(SocketAddr::from(([127, 0, 0, 1], server.addr.port())));
+    client.echo_numbers(0..10);
+    server.stop();
+}
+
+fn order_of_one_sender(row: &Row) {
+    const OUTSTANDING: u32 = 16;
+    let server = Server::start(row, &[]);
+    let client = server.client();
+    for number in 0..1000 + OUTSTANDING {
+        if number < 1000 {
+            client.send(&number.to_be_bytes());
+        }
+        if let Some(expected) = number.checked_sub(OUTSTANDING) {
+            assert_eq!(client.recv(), expected.to_be_bytes());
+        }
+    }
+    server.stop();
+}
+
+fn many_senders(row: &Row) {
+    let server = Server::start(row, &[]);
+    let addr = server.addr;
+    let senders = (0..20u8).map(|sender| {
+        thread::spawn(move || {
+            let client = Client::new(addr);
+            (0..50).for_each(|round| client.echo(&pattern(100 + round, sender)));
+        })
+    });
+    senders.collect::<Vec<_>>().into_iter().for_each(|sender| sender.join().unwrap());
+    server.stop();
+}
+
+fn count(row: &Row) {
+    let server = Server::start(row, &["--count", "5"]);
+    server.client().echo_numbers(0..5);
+    let summary = summary(&server.wait());
+    assert_eq!((number(&summary["received"]), number(&summary["echoed"])), (5, 5));
+}
+
+fn summary_text(row: &Row) {
+    let mut command = Command::new(bin(row.name));
+    let server = Server::spawn(command.args(["--bind", "127.0.0.1:0", "--count", "2"]), None);
+    server.client().echo_numbers(0..2);
+    let ended = server.wait();
+    assert!(ended.status.success());
+    assert_eq!(ended.lines.len(), 1, "{:?}", ended.lines);
+    assert!(ended.lines[0].starts_with("received 2, echoed 2, refused 0"), "{:?}", ended.lines);
+    assert_eq!(ended.stderr, "");
+}
+
+fn too_big(row: &Row) {
+    let server = Server::start(row, &["--max-size", "100", "--count", "2"]);
+    let client = server.client();
+    client.echo(&pattern(100, 1));
+    client.send(&pattern(101, 2));
+    client.send(&pattern(65507, 3));
+    client.echo(&pattern(99, 4));
+    assert_eq!(number(&summary(&server.wait())["too_big"]), if cfg!(windows) { 0 } else { 2 });
+}
+
+fn verbose(row: &Row) {
+    let server = Server::start(row, &["-v", "--max-size", "10", "--count", "1"]);
+    let client = server.client();
+    client.send(&[0; 20]);
+    client.echo(&[0; 10]);
+    let from = client.0.local_addr().unwrap();
+    let stderr = server.wait().stderr;
+    assert!(stderr.contains(&format!("10 bytes from {from}")), "{stderr}");
+    assert_eq!(stderr.lines().count(), 2, "{stderr}");
+}
+
+fn recv_buffer(row: &Row) {
+    let server = Server::start(row, &["--recv-buffer", "2000000000", "--count", "1"]);
+    server.client().echo(&[]);
+    let stderr = server.wait().stderr;
+    assert!(!cfg!(target_os = "linux") || stderr.starts_with("warning: receive buffer is "), "{stderr}");
+}
+
+fn port_in_use(row: &Row) {
+    let server = Server::start(row, &[]);
+    let at = server.addr.to_string();
+    let (status, stdout, stderr) = run(row.name, &["--bind", &at]);
+    assert_eq!((status, stdout.as_str()), (Some(1), ""));
+    assert!(stderr.starts_with(&format!("Error: cannot bind UDP {at}: ")), "{stderr}");
+    assert!(stderr.ends_with("try --bind 127.0.0.1:0\n") && stderr.lines().count() == 1, "{stderr}");
+    server.client().echo_numbers(0..3);
+    server.stop();
+}
+
+fn bad_flags(row: &Row) {
+    for flags in [
+        &["--bind", "nowhere"][..],
+        &["--bind", "127.0.0.1"],
+        &["--queue", "0"],
+        &["--queue", "4097"],
+        &["--max-size", "65528"],
+        &["--max-size", "-1"],
+        &["--count", "0"],
+        &["--recv-buffer", "0"],
+        &["--no-such-flag"],
+        &["argument"],
+    ] {
+        let (status, stdout, stderr) = run(row.name, flags);
+        assert_eq!((status, stdout.as_str()), (Some(2), ""), "{flags:?}: {stderr}");
+        assert!(stderr.starts_with("error: "), "{flags:?}: {stderr}");
+    }
+}
+
+fn help(row: &Row) {
+    let (status, stdout, stderr) = run(row.name, &["--help"]);
+    assert_eq!((status, stderr.as_str()), (Some(0), ""));
+    assert!(stdout.starts_with(row.shows), "{stdout}");
+    for flag in ["--bind", "--queue", "--max-size", "--count", "--recv-buffer", "--verbose", "--json", "[default: 8]"] {
+        assert!(stdout.contains(flag), "{flag} in {stdout}");
+    }
+}

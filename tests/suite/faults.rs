@@ -1,0 +1,187 @@
+//! What must not end a server, disorder its answers, or go uncounted. The original servers: 0 of 7 survive the first.
+
+use crate::server::{PATIENCE, Server, number};
+use crate::{Check, Needs, check};
+use echo_lab::catalog::Row;
+use serde_json::Value;
+use socket2::{Domain, Protocol, Socket, Type};
+use std::net::{Ipv4Addr, SocketAddr};
+use std::time::{Duration, Instant};
+
+/// Which of a server's calls fails.
+#[derive(Clone, Copy)]
+enum Call {
+    Recv,
+    Send,
+    Wait,
+}
+
+/// A system call made to fail by strace.
+#[derive(Clone, Copy)]
+struct Fault {
+    call: Call,
+    error: &'static str,
+    /// Which invocations fail, as strace's `when=` takes it.
+    when: &'static str,
+    /// Datagrams that get no answer.
+    lost: usize,
+    /// The counter that tells of it, as a JSON pointer, and the least that it says.
+    counter: Option<(&'static str, u64)>,
+}
+
+const fn fault(
+    call: Call,
+    error: &'static str,
+    when: &'static str,
+    lost: usize,
+    counter: Option<(&'static str, u64)>,
+) -> Fault {
+    Fault { call, error, when, lost, counter }
+}
+
+const FAULTS: &[Fault] = &[
+    fault(Call::Send, "EAGAIN", "3", 0, Some(("/would_block/send", 1))),
+    fault(Call::Send, "EAGAIN", "3..6", 0, Some(("/would_block/send", 4))),
+    fault(Call::Send, "EAGAIN", "3..62", 0, Some(("/would_block/send", 60))),
+    fault(Call::Send, "EINTR", "3..5", 0, None),
+    fault(Call::Send, "EPERM", "3", 1, Some(("/send_errors", 1))),
+    fault(Call::Send, "ENOBUFS", "3", 1, Some(("/send_errors", 1))),
+    fault(Call::Send, "EINVAL", "3", 1, Some(("/send_errors", 1))),
+    fault(Call::Send, "ECONNREFUSED", "3", 1, Some(("/send_errors", 1))),
+    fault(Call::Send, "ENETUNREACH", "3", 1, Some(("/send_errors", 1))),
+    fault(Call::Recv, "EAGAIN", "3..5", 0, Some(("/would_block/recv", 3))),
+    fault(Call::Recv, "EINTR", "3..5", 0, None),
+    fault(Call::Recv, "ECONNREFUSED", "3..5", 0, Some(("/recv_errors", 3))),
+    fault(Call::Wait, "EINTR", "3..5", 0, None),
+];
+
+pub fn checks(row: &Row) -> Vec<Check> {
+    let mut checks = vec![
+        check("source_port_zero", Needs::RawSocket, |row| spoofed(row, Some(0), "source_port_zero")),
+        check("own_address", Needs::RawSocket, |row| spoofed(row, None, "own_address")),
+        check("client_gone", Needs::Nothing, client_gone),
+        check("flood", Needs::Nothing, flood),
+        check("fatal_error_of_the_socket", Needs::Strace, fatal),
+    ];
+    let calls = row.calls.expect("a server has calls");
+    for fault in FAULTS {
+        let (name, call) = match fault.call {
+            Call::Recv => ("recv", calls.recv),
+            Call::Send => ("send", calls.send),
+            // Without a wait of its own, the receive waits: that fault is in the table already.
+            Call::Wait => ("wait", calls.wait.unwrap_or(calls.recv)),
+        };
+        let name = format!("{name}_fails_with_{}_at_{}", fault.error, fault.when);
+        checks.push(check(name, Needs::Strace, move |row| injected(row, fault, call)));
+    }
+    checks
+}
+
+/// Alive, in order, and not grown.
+fn is_well(server: &Server, memory: u64) {
+    server.client().echo_numbers(0..20);
+    let grown = server.memory().saturating_sub(memory);
+    assert!(grown < 1024, "memory grew by {grown} KiB");
+}
+
+fn injected(row: &Row, fault: &Fault, call: &str) {
+    const SENT: u32 = 30;
+    let inject = format!("inject={call}:error={}:when={}", fault.error, fault.when);
+    let server = Server::strace(row, &["-e", &inject], &[]);
+    let memory = server.memory() + 16; // Its one slot is touched by the first datagram.
+    let client = server.client();
+    let mut got = Vec::new();
+    // An injected EAGAIN is a lie: no edge will follow. So the client goes on until the answers have come.
+    let limit = Instant::now() + PATIENCE;
+    let complete = |got: &Vec<u32>| got.iter().filter(|number| **number < SENT).count() + fault.lost >= SENT as usize;
+    for number in 0u32.. {
+        client.send(&number.to_be_bytes());
+        got.extend(client.number_within(Duration::from_millis(50)));
+        if number >= SENT - 1 && (complete(&got) || Instant::now() > limit) {
+            break;
+        }
+    }
+    while let Some(number) = client.number_within(Duration::from_millis(100)) {
+        got.push(number);
+    }
+    assert!(complete(&got), "only {got:?} came back");
+    assert!(got.is_sorted_by(|a, b| a < b), "out of order or twice: {got:?}");
+    is_well(&server, memory);
+    let (summary, ended) = server.stop();
+    assert!(ended.trace.contains("(INJECTED)"), "nothing was injected into {call}");
+    if let Some((counter, least)) = fault.counter {
+        let counted = summary.pointer(counter).map_or(0, number);
+        assert!(counted >= least, "{counter} says {counted}: {summary}");
+    }
+    assert_eq!(number(&summary["send_errors"]), fault.lost as u64, "{summary}");
+}
+
+/// Only an unusable descriptor ends a server, with a sentence.
+fn fatal(row: &Row) {
+    let calls = row.calls.expect("a server has calls");
+    for (call, what) in [(calls.recv, "receive on"), (calls.send, "send from")] {
+        let server = Server::strace(row, &["-e", &format!("inject={call}:error=EBADF:when=1+")], &[]);
+        let expected = format!("Error: cannot {what} {}: Bad file descriptor (os error 9)\n", server.addr);
+        server.client().send(b"x");
+        let ended = server.wait();
+        assert_eq!((ended.status.code(), ended.stderr), (Some(1), expected));
+    }
+}
+
+pub fn raw_socket() -> std::io::Result<Socket> {
+    Socket::new(Domain::IPV4, Type::from(libc::SOCK_RAW), Some(Protocol::UDP))
+}
+
+/// Sends datagrams whose source port (`None`: the server's own) no socket could have.
+fn spoofed(row: &Row, source: Option<u16>, reason: &str) {
+    const SPOOFED: u16 = 5;
+    let server = Server::start(row, &[]);
+    let memory = server.memory() + 64;
+    let to = server.addr.port();
+    let raw = raw_socket().unwrap();
+    for _ in 0..SPOOFED {
+        // RFC 768: source port, destination port, length, checksum (0: none).
+        let header = [source.unwrap_or(to), to, 8 + 4, 0].map(u16::to_be_bytes).concat();
+        let target = SocketAddr::from((Ipv4Addr::LOCALHOST, to));
+        raw.send_to(&[&header[..], b"evil"].concat(), &target.into()).unwrap();
+    }
+    is_well(&server, memory);
+    let (summary, _) = server.stop();
+    assert_eq!(number(&summary["refused"][reason]), u64::from(SPOOFED), "{summary}");
+    assert_eq!(number(&summary["received"]), 20 + u64::from(SPOOFED), "a loop: {summary}");
+}
+
+fn client_gone(row: &Row) {
+    let server = Server::start(row, &[]);
+    let memory = server.memory() + 64;
+    for _ in 0..50 {
+        server.client().send(b"nobody waits for this");
+    }
+    is_well(&server, memory);
+    let (summary, _) = server.stop();
+    assert_eq!(number(&summary["echoed"]), 70, "{summary}");
+}
+
+/// One sender floods, another is polite: it may have to send again, since the kernel's buffer is full, but is served.
+fn flood(row: &Row) {
+    const FLOOD: u64 = 100_000;
+    let server = Server::start(row, &[]);
+    let memory = server.memory() + 8 * 64;
+    let (flooder, polite) = (server.client(), server.client());
+    let mut tries = 0u32;
+    std::thread::scope(|scope| {
+        let flood = scope.spawn(|| (0..FLOOD).for_each(|_| flooder.send(&[0; 64])));
+        while !flood.is_finished() {
+            polite.send(&tries.to_be_bytes());
+            tries += 1;
+            polite.number_within(Duration::from_millis(20));
+        }
+    });
+    // Until everything that is in flight has been answered.
+    while polite.number_within(Duration::from_millis(100)).is_some() {}
+    is_well(&server, memory);
+    let (summary, _) = server.stop();
+    let sent = FLOOD + u64::from(tries) + 20;
+    let known = number(&summary["received"]) + summary["kernel_drops"].as_u64().unwrap_or(0);
+    assert!(summary["kernel_drops"] == Value::Null || known == sent, "{sent} sent: {summary}");
+}

@@ -1,0 +1,39 @@
+//! No allocation for a datagram: a server that echoes many makes exactly as many as one that echoes a few.
+//! Counted by examples/count_alloc.rs, put under the server with LD_PRELOAD.
+
+use crate::server::{Server, bin, summary};
+use crate::{Check, Needs, check};
+use echo_lab::catalog::{Kind, Row};
+use std::process::Command;
+
+pub fn checks(row: &Row) -> Vec<Check> {
+    if row.kind == Kind::Udp { vec![check("no_allocation_for_a_datagram", Needs::Nothing, run)] } else { Vec::new() }
+}
+
+fn run(row: &Row) {
+    let (few, many) = (allocations(row, 1_000), allocations(row, 100_000));
+    assert!(few > 0, "the counter counts nothing");
+    assert_eq!(few, many, "allocations for 1 000 and for 100 000 echoes");
+}
+
+fn allocations(row: &Row, echoes: u32) -> u64 {
+    const OUTSTANDING: u32 = 32;
+    let library = bin("examples").join("libcount_alloc.so");
+    assert!(library.exists(), "{} is built by cargo test", library.display());
+    let mut command = Command::new(bin(row.name));
+    command.env("LD_PRELOAD", library).args(["--json", "--bind", "127.0.0.1:0", "--count", &echoes.to_string()]);
+    let server = Server::spawn(&mut command, None);
+    let client = server.client();
+    for number in 0..echoes + OUTSTANDING {
+        if number < echoes {
+            client.send(&[0; 64]);
+        }
+        if number >= OUTSTANDING {
+            client.recv();
+        }
+    }
+    let ended = server.wait();
+    summary(&ended);
+    let line = ended.stderr.lines().find_map(|line| line.strip_prefix("allocations: ")).expect("a count");
+    line.parse().unwrap()
+}

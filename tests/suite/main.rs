@@ -1,0 +1,107 @@
+//! Every check for every binary of the catalogue, each a test of its own: `cargo test --all-features -- echo-tokio::`.
+//! The checks are black box: sockets, signals, system-call traces, output, exit status.
+//!
+//! A check that cannot run here is shown as ignored, with what it needs. With ECHO_LAB_RUN_ALL=1 it fails instead.
+
+mod conformance;
+#[cfg(unix)]
+mod faults;
+#[cfg(target_os = "linux")]
+mod heap;
+mod probes;
+mod project;
+mod server;
+#[cfg(unix)]
+mod signals;
+#[cfg(target_os = "linux")]
+mod traces;
+
+use echo_lab::catalog::{Kind, ROWS, Row};
+use libtest_mimic::{Arguments, Trial};
+use std::process::{Command, ExitCode, Stdio};
+use std::sync::LazyLock;
+
+/// What a check needs beyond the binary.
+#[derive(Clone, Copy, PartialEq)]
+enum Needs {
+    Nothing,
+    Strace,
+    #[cfg(unix)]
+    RawSocket,
+}
+
+impl Needs {
+    /// What is missing, and how to get it.
+    fn missing(self) -> Option<&'static str> {
+        static STRACE: LazyLock<bool> = LazyLock::new(|| {
+            let traced = Command::new("strace").args(["-o", "/dev/null", "true"]).stderr(Stdio::null()).status();
+            traced.is_ok_and(|status| status.success())
+        });
+        match self {
+            Needs::Strace if !*STRACE => Some("needs strace: apt-get install strace"),
+            #[cfg(unix)]
+            Needs::RawSocket if faults::raw_socket().is_err() => Some("needs CAP_NET_RAW: run as root"),
+            _ => None,
+        }
+    }
+}
+
+/// A check of the binary of one row.
+type Run = fn(&'static Row);
+
+/// A check with its name.
+struct Check {
+    name: String,
+    needs: Needs,
+    run: Box<dyn Fn(&'static Row) + Send>,
+}
+
+fn check(name: impl Into<String>, needs: Needs, run: impl Fn(&'static Row) + Send + 'static) -> Check {
+    Check { name: name.into(), needs, run: Box::new(run) }
+}
+
+fn trial(name: String, missing: Option<&str>, run: impl FnOnce() + Send + 'static) -> Trial {
+    let must_run = std::env::var_os("ECHO_LAB_RUN_ALL").is_some_and(|value| value == "1");
+    let Some(missing) = missing.map(str::to_string) else {
+        return Trial::test(name, || {
+            run();
+            Ok(())
+        });
+    };
+    let reason = missing.clone();
+    Trial::test(name, move || Err(missing.into())).with_kind(reason).with_ignored_flag(!must_run)
+}
+
+fn main() -> ExitCode {
+    let mut trials = Vec::new();
+    for row in ROWS {
+        let missing_feature = (!row.built).then(|| format!("needs --features {}", row.features.join(",")));
+        let mut checks = match row.kind {
+            Kind::Udp => conformance::checks(),
+            Kind::Probe => probes::checks(row),
+            Kind::Tool => Vec::new(),
+        };
+        #[cfg(unix)]
+        if row.kind == Kind::Udp {
+            checks.extend(signals::checks());
+            checks.extend(faults::checks(row));
+        }
+        #[cfg(target_os = "linux")]
+        {
+            checks.extend(traces::checks(row));
+            checks.extend(heap::checks(row));
+        }
+        for Check { name, needs, run } in checks {
+            let name = format!("{}::{name}", row.name);
+            if row.works_here() {
+                let missing = missing_feature.as_deref().or_else(|| needs.missing());
+                trials.push(trial(name, missing, move || run(row)));
+            }
+        }
+        if !row.works_here() && row.built {
+            trials.push(trial(format!("{}::says_what_it_needs", row.name), None, || project::unsupported(row)));
+        }
+    }
+    trials.extend(project::trials());
+    libtest_mimic::run(&Arguments::from_args(), trials).exit_code()
+}

@@ -1,0 +1,146 @@
+//! What each probe shows, asserted.
+
+use crate::server::{Client, Ended, Server, run};
+use crate::{Check, Needs, Run, check};
+use echo_lab::catalog::Row;
+use std::process::Command;
+use std::thread;
+use std::time::{Duration, Instant};
+
+pub fn checks(row: &Row) -> Vec<Check> {
+    let table: &[(&str, Needs, Run)] = match row.name {
+        "future-notify" => &[
+            ("ten_polls_one_interval_apart", Needs::Nothing, ten_polls),
+            ("no_epoll_in_its_trace", Needs::Strace, no_epoll),
+        ],
+        "mio-empty" => &[("only_epoll_create_and_wait", Needs::Strace, empty)],
+        "mio-mixed" => &[("timer_and_datagrams_interleave", Needs::Nothing, mixed)],
+        "mio-pipe" => &[("each_wake_up_costs_a_write", Needs::Strace, pipe)],
+        "tokio-multisocket-join" => &[
+            ("polls_all_up_to_30", Needs::Nothing, |row| {
+                assert_eq!(polls_for_one_datagram(row, "10"), 10);
+                assert_eq!(polls_for_one_datagram(row, "30"), 30);
+            }),
+            ("polls_one_beyond_30", Needs::Nothing, |row| assert_eq!(polls_for_one_datagram(row, "31"), 1)),
+            ("ports", Needs::Nothing, ports),
+        ],
+        _ => &[
+            ("polls_one", Needs::Nothing, |row| {
+                assert_eq!(polls_for_one_datagram(row, "10"), 1);
+                assert_eq!(polls_for_one_datagram(row, "40"), 1);
+            }),
+            ("ports", Needs::Nothing, ports),
+        ],
+    };
+    table.iter().map(|(name, needs, run)| check(*name, *needs, run)).collect()
+}
+
+fn ten_polls(row: &Row) {
+    let start = Instant::now();
+    let (status, stdout, stderr) = run(row.name, &["--interval", "50"]);
+    let expected: String = (1..=10).map(|poll| format!("poll {poll} of 10\n")).collect();
+    assert_eq!((status, stdout, stderr.as_str()), (Some(0), expected, ""));
+    assert!(start.elapsed() >= Duration::from_millis(9 * 50), "{:?}", start.elapsed());
+}
+
+/// The calls that a probe makes, by the names given.
+fn calls(row: &Row, flags: &[&str], names: &[&str]) -> Vec<String> {
+    let log = std::env::temp_dir().join(format!("echo-lab-{}-{}", row.name, flags.len()));
+    let mut command = Command::new("strace");
+    let status = command.args(["-f", "-o"]).arg(&log).arg(crate::server::bin(row.name)).args(flags).output().unwrap();
+    assert!(status.status.success());
+    let trace = std::fs::read_to_string(&log).unwrap();
+    std::fs::remove_file(&log).unwrap();
+    let calls = trace.lines().filter_map(|line| line.split_once(' ')).map(|(_, call)| call.trim_start().to_string());
+    calls.filter(|call| call.split_once('(').is_some_and(|(name, _)| names.contains(&name))).collect()
+}
+
+const EPOLL: &[&str] =
+    &["epoll_create1", "epoll_ctl", "epoll_wait", "epoll_pwait", "eventfd2", "pipe2", "pipe", "socketpair", "socket"];
+
+fn no_epoll(row: &Row) {
+    assert_eq!(calls(row, &["--polls", "3", "--interval", "10"], EPOLL), [""; 0]);
+    assert!(!calls(row, &["--polls", "3", "--interval", "10"], &["futex"]).is_empty());
+}
+
+fn names(calls: &[String]) -> Vec<&str> {
+    calls.iter().filter_map(|call| Some(call.split_once('(')?.0)).collect()
+}
+
+fn empty(row: &Row) {
+    assert_eq!(names(&calls(row, &["--timeout", "5"], EPOLL)), ["epoll_create1", "epoll_wait"]);
+    let with_waker = calls(row, &["--timeout", "5", "--waker"], EPOLL);
+    assert_eq!(names(&with_waker), ["epoll_create1", "eventfd2", "epoll_ctl", "epoll_wait"]);
+    assert!(with_waker[2].contains("EPOLL_CTL_ADD"));
+}
+
+fn pipe(row: &Row) {
+    let eventfd = |flags: &[&str]| {
+        let calls = calls(row, flags, &["write", "epoll_wait"]);
+        let wait = calls.iter().position(|call| call.starts_with("epoll_wait")).expect("a wait");
+        assert!(calls[wait].ends_with(" = 1"), "{}", calls[wait]);
+        (wait, calls.len())
+    };
+    // After the wait comes the line that it prints.
+    assert_eq!(eventfd(&[]), (1, 3));
+    assert_eq!(eventfd(&["--wakes", "5"]), (5, 7));
+    assert_eq!(eventfd(&["--wakes", "5", "--flag"]), (1, 3));
+    assert_eq!(run(row.name, &["--wakes", "5"]), (Some(0), "5 wake-ups, 1 events\n".into(), String::new()));
+}
+
+fn mixed(row: &Row) {
+    let server = Server::start(row, &["--bind", "127.0.0.1:0", "--interval", "100", "--count", "12"]);
+    let client = server.client();
+    for _ in 0..4 {
+        thread::sleep(Duration::from_millis(150));
+        client.send(b"mixed");
+    }
+    let Ended { status, lines, .. } = server.wait();
+    assert!(status.success());
+    assert_eq!(
+        lines.iter().filter(|line| line.starts_with("received 5 bytes from 127.0.0.1:")).count(),
+        4,
+        "{lines:?}"
+    );
+    let timers: Vec<_> = lines.iter().filter(|line| line.starts_with("timer ")).collect();
+    assert_eq!(timers, (1..=8).map(|timer| format!("timer {timer}")).collect::<Vec<_>>().iter().collect::<Vec<_>>());
+    let changes = lines.windows(2).filter(|pair| pair[0].as_bytes()[0] != pair[1].as_bytes()[0]).count();
+    assert!(changes >= 5, "{lines:?}");
+}
+
+/// Starts the probe, sends one datagram to its last socket, and counts the lines `poll` up to that which received it.
+fn polls_for_one_datagram(row: &Row, sockets: &str) -> usize {
+    let server = Server::start(row, &["--sockets", sockets, "--count", "2"]);
+    let (mut addr, mut first) = (server.addr, 0);
+    loop {
+        match server.line() {
+            line if line == "waiting" => break,
+            line if line.starts_with("poll ") => first += 1,
+            line => addr = line.strip_prefix("listening on ").expect("an address").parse().unwrap(),
+        }
+    }
+    assert_eq!(first.to_string(), sockets, "first polls");
+    let client = Client::new(addr);
+    let mut polls = 0;
+    for round in 1..=2 {
+        client.send(b"poll");
+        // join_all polls the others before and after the one that receives: all lines come before the next datagram.
+        thread::sleep(Duration::from_millis(100));
+        if round == 1 {
+            polls = std::iter::from_fn(|| server.ready_line()).filter(|line| line.starts_with("poll ")).count();
+        }
+    }
+    let ended = server.wait();
+    assert!(ended.status.success());
+    let last = sockets.parse::<usize>().unwrap() - 1;
+    assert!(ended.lines.contains(&format!("future {last} received 4 bytes")), "{:?}", ended.lines);
+    assert_eq!(ended.lines.last(), Some(&format!("future {last}: 3 polls")));
+    polls
+}
+
+fn ports(row: &Row) {
+    let (status, stdout, stderr) = run(row.name, &["--start-port", "65530", "--sockets", "10"]);
+    assert_eq!((status, stdout.as_str()), (Some(2), ""));
+    assert_eq!(stderr, "error: 10 sockets from port 65530 need ports beyond 65535\n");
+    assert_eq!(run(row.name, &["--sockets", "0"]).0, Some(2));
+}

@@ -1,0 +1,102 @@
+//! The catalogue against the package, and the generated text against what generates it.
+
+use crate::server::run;
+use crate::trial;
+use echo_lab::catalog::{Kind, ROWS, Row};
+use libtest_mimic::Trial;
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+pub fn trials() -> Vec<Trial> {
+    let table: [(&str, fn()); 4] = [
+        ("catalogue_lists_the_files", catalogue_lists_the_files),
+        ("catalogue_names_the_features", catalogue_names_the_features),
+        ("headers_say_how_to_run", headers_say_how_to_run),
+        ("readme_table", readme_table),
+    ];
+    table.map(|(name, run)| trial(format!("project::{name}"), None, run)).into()
+}
+
+fn path(relative: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join(relative)
+}
+
+fn read(relative: &str) -> String {
+    fs::read_to_string(path(relative)).unwrap_or_else(|error| panic!("{relative}: {error}"))
+}
+
+/// `relative` must hold `expected`; with BLESS=1 it is made so.
+pub fn check_generated(relative: &str, expected: &str) {
+    if std::env::var_os("BLESS").is_some_and(|value| value == "1") {
+        fs::write(path(relative), expected).unwrap_or_else(|error| panic!("{relative}: {error}"));
+    }
+    let found = fs::read_to_string(path(relative)).unwrap_or_default();
+    assert_eq!(found, expected, "{relative} is out of date: rewrite it with BLESS=1 scripts/test");
+}
+
+fn catalogue_lists_the_files() {
+    let files = fs::read_dir(path("src/bin")).unwrap().map(|entry| {
+        let path = entry.unwrap().path();
+        path.file_stem().unwrap().to_str().unwrap().to_string()
+    });
+    let rows = ROWS.iter().map(|row| row.name.to_string());
+    assert_eq!(rows.collect::<BTreeSet<_>>(), files.collect());
+}
+
+fn catalogue_names_the_features() {
+    let manifest = read("Cargo.toml");
+    for row in ROWS {
+        let entry = manifest.split("\n\n").find(|part| part.contains(&format!("name = \"{}\"\n", row.name)));
+        let required = entry.and_then(|entry| entry.split_once("required-features = ")).map_or("[]", |(_, list)| list);
+        assert_eq!(required.trim(), format!("{:?}", row.features), "{}", row.name);
+    }
+}
+
+/// The command in a binary's header works as typed.
+fn headers_say_how_to_run() {
+    for row in ROWS.iter().filter(|row| row.kind != Kind::Tool) {
+        let source = read(&format!("src/bin/{}.rs", row.name));
+        let header: Vec<_> = source.lines().take_while(|line| line.starts_with("//!")).collect();
+        let line = header.iter().find(|line| line.starts_with("//! Run:")).expect(row.name);
+        assert!(line.trim_end().contains(&command(row)), "{}: {line}", row.name);
+        for part in ["//! Second terminal:", "//! In the trace:", "//! Left out:", "//! Oldest system:"] {
+            assert!(header.iter().any(|line| line.starts_with(part)), "{}: no {part}", row.name);
+        }
+    }
+}
+
+fn command(row: &Row) -> String {
+    let default = row.features.iter().all(|feature| ["mio", "tokio", "futures"].contains(feature));
+    let features = if default { String::new() } else { format!(" --features {}", row.features.join(",")) };
+    format!("cargo run --bin {}{features}", row.name)
+}
+
+/// The table between the markers in README.md is the catalogue.
+fn readme_table() {
+    const BEGIN: &str = "<!-- catalogue: made by `BLESS=1 cargo test --all-features -- project::` -->\n";
+    const END: &str = "<!-- end of catalogue -->";
+    let mut table =
+        String::from("\n| binary | question it answers | feature | calls for each echo |\n| --- | --- | --- | --- |\n");
+    for row in ROWS {
+        let Row { name, shows, .. } = row;
+        let features = row.features.iter().map(|feature| format!("`{feature}`")).collect::<Vec<_>>().join(", ");
+        let calls = match (row.calls, row.kind) {
+            (Some(calls), _) => format!("[{}](docs/traces/{name}.txt)", calls.per_echo),
+            (None, Kind::Probe) => format!("[trace](docs/traces/{name}.txt)"),
+            (None, _) => String::new(),
+        };
+        table += &format!("| [`{name}`](src/bin/{name}.rs) | {shows} | {features} | {calls} |\n");
+    }
+    let readme = read("README.md");
+    let (before, rest) = readme.split_once(BEGIN).expect("the first marker");
+    let (_, after) = rest.split_once(END).expect("the second marker");
+    check_generated("README.md", &format!("{before}{BEGIN}{table}\n{END}{after}"));
+}
+
+/// A binary that cannot work on this system says so in one sentence.
+pub fn unsupported(row: &Row) {
+    let (status, stdout, stderr) = run(row.name, &[]);
+    assert_eq!((status, stdout.as_str()), (Some(1), ""));
+    assert!(stderr.starts_with(&format!("Error: {} needs ", row.name)) && stderr.lines().count() == 1, "{stderr}");
+}

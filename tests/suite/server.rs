@@ -1,0 +1,259 @@
+//! Binaries of this build as processes, and clients for them.
+
+use echo_lab::catalog::{Kind, Row};
+use serde_json::Value;
+use std::io::{BufRead, BufReader, ErrorKind, Read};
+use std::net::{SocketAddr, UdpSocket};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::mpsc::{Receiver, channel};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+/// How long anything may take that has to happen.
+pub const PATIENCE: Duration = Duration::from_secs(20);
+
+/// The binary `name`, beside the one that cargo always builds.
+pub fn bin(name: &str) -> PathBuf {
+    let file = format!("{name}{}", std::env::consts::EXE_SUFFIX);
+    Path::new(env!("CARGO_BIN_EXE_echo-blocking")).with_file_name(file)
+}
+
+/// A running binary. Dropped, it is killed.
+pub struct Server {
+    /// Where it listens (for a probe of many sockets: the last).
+    pub addr: SocketAddr,
+    child: Child,
+    lines: Receiver<String>,
+    stderr: Option<JoinHandle<String>>,
+    log: Option<PathBuf>,
+}
+
+/// What is left of a process that has ended.
+pub struct Ended {
+    pub status: ExitStatus,
+    /// Standard output after the line that said where it listens.
+    pub lines: Vec<String>,
+    pub stderr: String,
+    /// What strace wrote, if the process ran under it.
+    pub trace: String,
+}
+
+impl Server {
+    /// Starts `row` on a free port of 127.0.0.1.
+    pub fn start(row: &Row, flags: &[&str]) -> Self {
+        let mut command = Command::new(bin(row.name));
+        if row.kind == Kind::Udp {
+            command.arg("--json");
+            if !flags.contains(&"--bind") {
+                command.args(["--bind", "127.0.0.1:0"]);
+            }
+        }
+        Self::spawn(command.args(flags), None)
+    }
+
+    /// As [`start`](Self::start), under strace. With -D the server, not strace, is the child.
+    pub fn strace(row: &Row, options: &[&str], flags: &[&str]) -> Self {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let unique = format!("echo-lab-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+        let log = std::env::temp_dir().join(unique);
+        let mut command = Command::new("strace");
+        command.args(["-D", "-f", "-e", "signal=none", "-o"]).arg(&log).args(options).arg(bin(row.name));
+        if row.kind == Kind::Udp {
+            command.args(["--json", "--bind", "127.0.0.1:0"]);
+        }
+        Self::spawn(command.args(flags), Some(log))
+    }
+
+    /// Starts `command`, which is to say where it listens.
+    pub fn spawn(command: &mut Command, log: Option<PathBuf>) -> Self {
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("starts");
+        let (stdout, stderr) = (child.stdout.take().unwrap(), child.stderr.take().unwrap());
+        let (sender, lines) = channel();
+        thread::spawn(move || {
+            for line in BufReader::new(stdout).lines().map_while(Result::ok) {
+                let _ = sender.send(line);
+            }
+        });
+        let stderr = Some(thread::spawn(move || read_all(stderr)));
+        let mut server = Self { addr: SocketAddr::from(([0; 4], 0)), child, lines, stderr, log };
+        let Ok(line) = server.lines.recv_timeout(PATIENCE) else {
+            panic!("said nothing, then {:?}", server.wait().stderr);
+        };
+        let addr = line.strip_prefix("listening on ").unwrap_or_else(|| panic!("first line is {line:?}"));
+        server.addr = addr.parse().expect("an address");
+        server
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// The next line on standard output.
+    pub fn line(&self) -> String {
+        self.lines.recv_timeout(PATIENCE).expect("a line")
+    }
+
+    /// The next line on standard output, if it is there already.
+    pub fn ready_line(&self) -> Option<String> {
+        self.lines.try_recv().ok()
+    }
+
+    #[cfg(unix)]
+    pub fn signal(&self, signal: i32) {
+        // SAFETY: no memory is involved; the child has not been waited for, so the id is still its own.
+        assert_eq!(unsafe { libc::kill(self.pid() as i32, signal) }, 0);
+    }
+
+    /// Resident memory in KiB.
+    #[cfg(target_os = "linux")]
+    pub fn memory(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+        line.trim().trim_end_matches(" kB").parse().unwrap()
+    }
+
+    /// Waits until it ends by itself.
+    pub fn wait(mut self) -> Ended {
+        let limit = Instant::now() + PATIENCE;
+        let status = loop {
+            match self.child.try_wait().unwrap() {
+                Some(status) => break status,
+                None if Instant::now() > limit => panic!("still running after {PATIENCE:?}"),
+                None => thread::sleep(Duration::from_millis(2)),
+            }
+        };
+        let stderr = self.stderr.take().unwrap().join().unwrap();
+        assert!(!stderr.contains("panicked"), "{stderr}");
+        let lines = self.lines.iter().collect();
+        Ended { status, lines, stderr, trace: self.log.as_deref().map(read_log).unwrap_or_default() }
+    }
+
+    /// Tells a server to stop: it must end with status 0, and account for every datagram.
+    #[cfg(unix)]
+    pub fn stop(self) -> (Value, Ended) {
+        self.signal(libc::SIGTERM);
+        let ended = self.wait();
+        let summary = summary(&ended);
+        (summary, ended)
+    }
+
+    /// Where there are no signals, a server is simply killed.
+    #[cfg(not(unix))]
+    pub fn stop(self) {}
+
+    pub fn client(&self) -> Client {
+        Client::new(self.addr)
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        if let Some(log) = &self.log {
+            let _ = std::fs::remove_file(log);
+        }
+    }
+}
+
+/// The summary of a server that ended well. Each datagram it received has been accounted for.
+pub fn summary(ended: &Ended) -> Value {
+    assert!(ended.status.success(), "{:?} {}", ended.status, ended.stderr);
+    let text = ended.lines.last().expect("a summary");
+    let summary: Value = serde_json::from_str(text).unwrap_or_else(|error| panic!("{error} in {text:?}"));
+    let known = ["echoed", "too_big", "send_errors", "unsent"].map(|name| number(&summary[name]));
+    let refused = ["source_port_zero", "own_address"].map(|name| number(&summary["refused"][name]));
+    let accounted = known.iter().sum::<u64>() + refused.iter().sum::<u64>();
+    assert_eq!(number(&summary["received"]), accounted, "{summary}");
+    summary
+}
+
+pub fn number(value: &Value) -> u64 {
+    value.as_u64().unwrap_or_else(|| panic!("{value} is no count"))
+}
+
+/// strace is nobody's child: its log is complete when it says that the process exited.
+fn read_log(log: &Path) -> String {
+    let limit = Instant::now() + PATIENCE;
+    loop {
+        let text = std::fs::read_to_string(log).unwrap();
+        if text.trim_end().ends_with("+++") || Instant::now() > limit {
+            return text;
+        }
+        thread::sleep(Duration::from_millis(2));
+    }
+}
+
+fn read_all(mut from: impl Read) -> String {
+    let mut bytes = Vec::new();
+    let _ = from.read_to_end(&mut bytes);
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+/// Runs `name` to its end: its status, standard output and standard error.
+pub fn run(name: &str, flags: &[&str]) -> (Option<i32>, String, String) {
+    let output = Command::new(bin(name)).args(flags).stdin(Stdio::null()).output().expect("starts");
+    let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
+    (output.status.code(), text(output.stdout), text(output.stderr))
+}
+
+/// A socket that talks to one server.
+pub struct Client(pub UdpSocket);
+
+impl Client {
+    pub fn new(server: SocketAddr) -> Self {
+        let any: SocketAddr = if server.is_ipv4() { "127.0.0.1:0" } else { "[::1]:0" }.parse().unwrap();
+        let socket = UdpSocket::bind(any).unwrap();
+        socket.connect(server).unwrap();
+        socket.set_read_timeout(Some(PATIENCE)).unwrap();
+        Self(socket)
+    }
+
+    pub fn send(&self, datagram: &[u8]) {
+        self.0.send(datagram).expect("sent");
+    }
+
+    /// The next datagram, which has to come.
+    pub fn recv(&self) -> Vec<u8> {
+        let mut buffer = vec![0; 65536];
+        let len = self.recv_into(&mut buffer).expect("an echo");
+        buffer.truncate(len);
+        buffer
+    }
+
+    /// A receive with a time limit is never restarted by the kernel (signal(7)).
+    fn recv_into(&self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        loop {
+            match self.0.recv(buffer) {
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                result => return result,
+            }
+        }
+    }
+
+    /// Sends, and receives the same again.
+    pub fn echo(&self, datagram: &[u8]) {
+        self.send(datagram);
+        assert!(self.recv() == datagram, "another datagram came back than the {} bytes sent", datagram.len());
+    }
+
+    /// Echoes the numbers of `range`, one at a time.
+    pub fn echo_numbers(&self, range: std::ops::Range<u32>) {
+        range.for_each(|number| self.echo(&number.to_be_bytes()));
+    }
+
+    /// The number in the next datagram, if one comes within `timeout`.
+    pub fn number_within(&self, timeout: Duration) -> Option<u32> {
+        self.0.set_read_timeout(Some(timeout)).unwrap();
+        let mut bytes = [0; 4];
+        let result = self.recv_into(&mut bytes);
+        self.0.set_read_timeout(Some(PATIENCE)).unwrap();
+        match result {
+            Ok(len) => Some(u32::from_be_bytes(bytes[..len].try_into().expect("a number"))),
+            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => None,
+            Err(error) => panic!("{error}"),
+        }
+    }
+}

@@ -1,0 +1,135 @@
+//! SIGINT and SIGTERM end a server with a summary and status 0, whatever the moment; SIGSTOP and SIGCONT lose nothing.
+
+use crate::server::{Client, Server, bin, number, summary};
+use crate::{Check, Needs, Run, check};
+use echo_lab::catalog::Row;
+use std::io::{BufRead, BufReader, Read};
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+pub fn checks() -> Vec<Check> {
+    let table: [(&str, Run); 7] = [
+        ("sigterm", |row| one_signal(row, libc::SIGTERM)),
+        ("sigint", |row| one_signal(row, libc::SIGINT)),
+        ("signals_at_random_moments", signals_at_random_moments),
+        ("sigterm_under_flood", sigterm_under_flood),
+        ("burst_while_stopped", burst_while_stopped),
+        ("stop_and_continue", stop_and_continue),
+        ("standard_output_closed", standard_output_closed),
+    ];
+    let mut checks: Vec<_> = table.map(|(name, run)| check(name, Needs::Nothing, run)).into();
+    checks.push(check("tracer_attached_and_detached", Needs::Strace, tracer));
+    checks
+}
+
+fn one_signal(row: &Row, signal: i32) {
+    let server = Server::start(row, &[]);
+    server.client().echo_numbers(0..3);
+    server.signal(signal);
+    let ended = server.wait();
+    assert_eq!(number(&summary(&ended)["echoed"]), 3);
+}
+
+fn signals_at_random_moments(row: &Row) {
+    // Moments spread over the first milliseconds of a run, with traffic and without: idle, about to wait, at work.
+    for round in 0..40u64 {
+        let server = Server::start(row, &[]);
+        let client = server.client();
+        (0..round % 4).for_each(|number| client.send(&number.to_be_bytes()));
+        let moment = Instant::now() + Duration::from_micros(round * 7919 % 3000);
+        while Instant::now() < moment {
+            std::hint::spin_loop();
+        }
+        for again in 0..=round % 3 {
+            let signal = if (round + again) % 2 == 0 { libc::SIGTERM } else { libc::SIGINT };
+            server.signal(signal);
+        }
+        let start = Instant::now();
+        summary(&server.wait());
+        assert!(start.elapsed() < Duration::from_secs(2), "round {round}: took {:?}", start.elapsed());
+    }
+}
+
+fn sigterm_under_flood(row: &Row) {
+    let server = Server::start(row, &[]);
+    let client = server.client();
+    let over = AtomicBool::new(false);
+    let took = thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                let limit = Instant::now() + Duration::from_secs(5);
+                while !over.load(Ordering::Relaxed) && Instant::now() < limit {
+                    // Once the server has gone, the kernel refuses.
+                    let _ = client.0.send(&[0; 64]);
+                }
+            });
+        }
+        thread::sleep(Duration::from_millis(100));
+        let start = Instant::now();
+        server.stop();
+        over.store(true, Ordering::Relaxed);
+        start.elapsed()
+    });
+    assert!(took < Duration::from_secs(2), "took {took:?}");
+}
+
+fn burst_while_stopped(row: &Row) {
+    let server = Server::start(row, &[]);
+    let client = server.client();
+    client.echo_numbers(0..1);
+    server.signal(libc::SIGSTOP);
+    (0..30u32).for_each(|number| client.send(&number.to_be_bytes()));
+    server.signal(libc::SIGCONT);
+    (0..30u32).for_each(|number| assert_eq!(client.recv(), number.to_be_bytes()));
+    let (summary, _) = server.stop();
+    assert_eq!(number(&summary["echoed"]), 31);
+}
+
+fn stop_and_continue(row: &Row) {
+    let server = Server::start(row, &[]);
+    let client = server.client();
+    for round in 0..20 {
+        server.signal(libc::SIGSTOP);
+        thread::sleep(Duration::from_millis(round % 3));
+        server.signal(libc::SIGCONT);
+        client.echo_numbers(0..3);
+    }
+    let (summary, _) = server.stop();
+    assert_eq!(number(&summary["echoed"]), 60);
+}
+
+fn tracer(row: &Row) {
+    let server = Server::start(row, &[]);
+    let client = server.client();
+    for _ in 0..3 {
+        let pid = server.pid().to_string();
+        let mut tracer =
+            Command::new("strace").args(["-o", "/dev/null", "-p", &pid]).stderr(Stdio::piped()).spawn().unwrap();
+        let mut said = String::new();
+        BufReader::new(tracer.stderr.take().unwrap()).read_line(&mut said).unwrap();
+        assert!(said.contains("attached"), "{said}");
+        client.echo_numbers(0..5);
+        // SAFETY: no memory is involved; the tracer has not been waited for, so the id is still its own.
+        unsafe { libc::kill(tracer.id() as i32, libc::SIGINT) };
+        tracer.wait().unwrap();
+        client.echo_numbers(0..5);
+    }
+    let (summary, _) = server.stop();
+    assert_eq!(number(&summary["echoed"]), 30);
+}
+
+/// As in `echo-select | head -1`.
+fn standard_output_closed(row: &Row) {
+    let mut command = Command::new(bin(row.name));
+    command.args(["--bind", "127.0.0.1:0", "--count", "5"]).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    let mut line = String::new();
+    BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    let addr = line.trim_end().strip_prefix("listening on ").unwrap().parse().unwrap();
+    Client::new(addr).echo_numbers(0..5);
+    let mut stderr = String::new();
+    child.stderr.take().unwrap().read_to_string(&mut stderr).unwrap();
+    assert_eq!((child.wait().unwrap().code(), stderr.as_str()), (Some(0), ""));
+}

@@ -1,0 +1,158 @@
+//! What each binary does, call by call: docs/traces holds the steady state of each, and the claims of the headers are
+//! looked up in the log of strace. `BLESS=1` rewrites docs/traces.
+
+use crate::project::check_generated;
+use crate::server::{Server, bin, number, run};
+use crate::{Check, Needs, check};
+use echo_lab::catalog::{Kind, Row};
+use std::process::Command;
+use std::thread;
+use std::time::Duration;
+
+pub fn checks(row: &Row) -> Vec<Check> {
+    let mut checks = Vec::new();
+    if row.kind != Kind::Tool {
+        checks.push(check("trace_as_expected", Needs::Strace, expected_trace));
+    }
+    if row.kind == Kind::Udp {
+        checks.push(check("asks_for_writability_only_while_blocked", Needs::Strace, writability));
+    }
+    match row.name {
+        "echo-select" => checks.push(check("descriptor_beyond_fd_setsize", Needs::Nothing, fd_setsize)),
+        "echo-epoll-edge" | "echo-mio-edge" => checks.push(check("drains_before_each_wait", Needs::Strace, drains)),
+        "echo-tokio" | "echo-tokio-mpsc" => {
+            checks.push(check("receives_while_a_send_is_blocked", Needs::Strace, receives_while_blocked))
+        }
+        "echo-mio-level" => checks.push(check("stops_before_it_is_drained", Needs::Strace, stops_early)),
+        _ => {}
+    }
+    checks
+}
+
+fn expected_trace(row: &Row) {
+    let (status, trace, stderr) = run("trace", &[row.name, "--steady"]);
+    assert_eq!((status, stderr.as_str()), (Some(0), ""));
+    if let Some(calls) = row.calls {
+        assert_eq!(trace.lines().count(), calls.per_echo, "{trace}");
+    }
+    check_generated(&format!("docs/traces/{}.txt", row.name), &trace);
+}
+
+/// The calls of one server after it said that it listens.
+fn steady(trace: &str) -> Vec<String> {
+    let calls = trace.lines().map(|line| line.split_whitespace().skip(1).collect::<Vec<_>>().join(" "));
+    let mut calls = calls.skip_while(|call| !call.contains("\"listening on ")).skip(1).collect::<Vec<_>>();
+    calls.retain(|call| !call.starts_with("---") && !call.starts_with("+++"));
+    calls
+}
+
+fn is(call: &str, name: &str) -> bool {
+    call.starts_with(name) && call[name.len()..].starts_with('(')
+}
+
+fn failed(call: &str) -> bool {
+    call.contains(" = -1 ")
+}
+
+/// Without a blocked send nobody asks for writability; one that would block is asked for, once, and no longer.
+fn writability(row: &Row) {
+    let server = Server::strace(row, &[], &[]);
+    server.client().echo_numbers(0..10);
+    let (_, ended) = server.stop();
+    let calls = steady(&ended.trace);
+    let changes = |call: &str| is(call, "epoll_ctl") && call.contains("EPOLL_CTL_MOD");
+    let asks = |call: &str| match row.calls.and_then(|calls| calls.wait) {
+        Some("pselect6") => is(call, "pselect6") && !call.contains("], [], NULL"),
+        Some("ppoll") => is(call, "ppoll") && call.contains("events=POLLIN|POLLOUT"),
+        _ => changes(call) && call.contains("EPOLLOUT"),
+    };
+    assert!(!calls.iter().any(|call| asks(call) || changes(call)), "{calls:#?}");
+    let edge = ended.trace.contains("EPOLLET");
+    let expected = match row.name {
+        "echo-epoll-edge" | "echo-mio-edge" | "echo-mio-level" => true,
+        name => name.contains("tokio"),
+    };
+    assert_eq!(edge, expected, "EPOLLET in the trace");
+
+    let server = Server::strace(row, &["-e", "inject=sendto:error=EAGAIN:when=3"], &[]);
+    server.client().echo_numbers(0..2);
+    let blocked = server.client();
+    blocked.send(&[0; 4]);
+    // Time to ask and be told. Whoever waits for an edge gets one by the next datagram.
+    thread::sleep(Duration::from_millis(50));
+    blocked.send(&[1; 4]);
+    assert_eq!([blocked.recv(), blocked.recv()], [[0; 4], [1; 4]]);
+    server.client().echo_numbers(0..5);
+    let (summary, ended) = server.stop();
+    assert_eq!(number(&summary["would_block"]["send"]), 1);
+    let calls = steady(&ended.trace);
+    let asked = calls.iter().filter(|call| asks(call)).count();
+    let changed = calls.iter().filter(|call| changes(call)).count();
+    let (expected_asked, expected_changed) = match row.name {
+        "echo-blocking" | "echo-tokio" | "echo-tokio-mpsc" => (0, 0),
+        "echo-select" | "echo-poll" => (1, 0),
+        _ => (1, 2),
+    };
+    assert_eq!((asked, changed), (expected_asked, expected_changed), "{calls:#?}");
+}
+
+/// The set of select holds descriptors below 1024 only.
+fn fd_setsize(row: &Row) {
+    let script = "ulimit -n 4096 || exit 3; for fd in $(seq 3 1030); do eval \"exec $fd</dev/null\"; done; \
+                  exec \"$0\" --bind 127.0.0.1:0";
+    let output = Command::new("bash").arg("-c").arg(script).arg(bin(row.name)).output().unwrap();
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{stderr}");
+    assert_eq!(stderr, "Error: cannot select on descriptor 1031: a set holds those below 1024; try echo-poll\n");
+}
+
+/// A burst as large as the kernel's buffer takes, while the server is stopped.
+fn burst(row: &Row, size: u32) -> Vec<String> {
+    let server = Server::strace(row, &[], &[]);
+    let client = server.client();
+    client.echo_numbers(0..1);
+    server.signal(libc::SIGSTOP);
+    (0..size).for_each(|number| client.send(&number.to_be_bytes()));
+    server.signal(libc::SIGCONT);
+    (0..size).for_each(|number| assert_eq!(client.recv(), number.to_be_bytes()));
+    let (_, ended) = server.stop();
+    steady(&ended.trace)
+}
+
+fn drains(row: &Row) {
+    let calls = burst(row, 100);
+    let mut last_receive_failed = true;
+    for call in &calls {
+        if is(call, "recvfrom") {
+            last_receive_failed = failed(call);
+        }
+        assert!(
+            !is(call, "epoll_wait") || last_receive_failed,
+            "a wait after a receive that found something: {calls:#?}"
+        );
+    }
+    let waits = calls.iter().filter(|call| is(call, "epoll_wait")).count();
+    assert!(waits < 10, "{waits} waits for one burst");
+}
+
+fn stops_early(row: &Row) {
+    let calls = burst(row, 60);
+    let turns = calls.iter().filter(|call| is(call, "epoll_wait") && call.contains(", 0) = 0")).count();
+    assert!(turns >= 3, "{turns} waits without a time limit of 0: {calls:#?}");
+}
+
+fn receives_while_blocked(row: &Row) {
+    let server = Server::strace(row, &["-e", "inject=sendto:error=EAGAIN:when=1..2"], &[]);
+    let client = server.client();
+    (0..4u32).for_each(|number| {
+        client.send(&number.to_be_bytes());
+        thread::sleep(Duration::from_millis(50));
+    });
+    (0..4u32).for_each(|number| assert_eq!(client.recv(), number.to_be_bytes()));
+    let (_, ended) = server.stop();
+    let calls = steady(&ended.trace);
+    let blocked = calls.iter().position(|call| is(call, "sendto") && failed(call)).expect("an injected EAGAIN");
+    let sent = calls.iter().position(|call| is(call, "sendto") && !failed(call)).expect("a send");
+    let received = calls[blocked..sent].iter().any(|call| is(call, "recvfrom") && !failed(call));
+    assert!(received, "{calls:#?}");
+}
