@@ -71,6 +71,12 @@ impl Ledger {
     pub fn received(&mut self, result: io::Result<(usize, SocketAddr)>) -> Result<Received> {
         match result {
             Ok((len, peer)) => Ok(self.judge(len, peer)),
+            Err(error) if policy::is_too_big(&error) => {
+                self.report.received += 1;
+                self.report.too_big += 1;
+                self.log(format_args!("receive: {error}"));
+                Ok(Received::Nothing)
+            }
             Err(error) => match policy::on_recv(&error) {
                 Verdict::Interrupted => Ok(Received::Nothing),
                 Verdict::WouldBlock => {

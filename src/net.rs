@@ -3,6 +3,7 @@
 use crate::cli::ServerArgs;
 use crate::{Attempt, Error, Result};
 use socket2::{Domain, SockRef, Socket, Type};
+use std::io::ErrorKind;
 use std::net::UdpSocket;
 
 /// A blocking socket on `args.bind`. A receive buffer smaller than asked for, and an address that others can reach,
@@ -19,17 +20,17 @@ pub fn bind(args: &ServerArgs) -> Result<UdpSocket> {
         }
     }
     socket.bind(&at.into()).map_err(|error| {
-        Error::new(format!("cannot bind UDP {at}: {error}; for any free port try --bind {}", with_port_zero(at)))
+        let advice = match error.kind() {
+            ErrorKind::AddrInUse => "another port, or 0 for any free one",
+            ErrorKind::PermissionDenied => "a port of 1024 or more",
+            _ => "an address of this machine, such as 127.0.0.1",
+        };
+        Error::new(format!("cannot bind UDP {at}: {error}; try {advice}"))
     })?;
     if !at.ip().is_loopback() {
         eprintln!("warning: {at} is not loopback: whoever reaches it can have datagrams reflected to a forged source");
     }
     Ok(socket.into())
-}
-
-fn with_port_zero(mut address: std::net::SocketAddr) -> std::net::SocketAddr {
-    address.set_port(0);
-    address
 }
 
 /// Datagrams dropped since `socket` was opened, because its receive buffer was full: SO_MEMINFO (Linux 4.12),

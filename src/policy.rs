@@ -39,11 +39,11 @@ pub enum Verdict {
 /// The meaning of an error from a send. All but a few speak of this one datagram: of its peer (ECONNREFUSED), the route
 /// (ENETUNREACH), a firewall (EPERM) or a full device queue (ENOBUFS); see send(2), ip(7).
 pub fn on_send(error: &Error) -> Verdict {
-    shared(error).unwrap_or(if unusable(error) { Verdict::Fatal } else { Verdict::ThisDatagram })
+    shared(error).unwrap_or(if is(error, code::UNUSABLE) { Verdict::Fatal } else { Verdict::ThisDatagram })
 }
 
 /// The meaning of an error from a receive. Those that ICMP or an earlier send left on the socket concern one peer
-/// (ip(7); on Windows also without IP_RECVERR), and so does WSAEMSGSIZE; lack of memory passes. Others do not.
+/// (ip(7); on Windows also without IP_RECVERR); lack of memory passes. Others do not.
 pub fn on_recv(error: &Error) -> Verdict {
     use ErrorKind::*;
     shared(error).unwrap_or(match error.kind() {
@@ -54,16 +54,18 @@ pub fn on_recv(error: &Error) -> Verdict {
     })
 }
 
+/// Whether a receive failed because the datagram was longer than the buffer: WSAEMSGSIZE, on Windows only. Elsewhere
+/// such a datagram fills the buffer.
+pub fn is_too_big(error: &Error) -> bool {
+    cfg!(windows) && error.raw_os_error() == Some(10040)
+}
+
 fn shared(error: &Error) -> Option<Verdict> {
     match error.kind() {
         ErrorKind::WouldBlock | ErrorKind::TimedOut => Some(Verdict::WouldBlock),
         ErrorKind::Interrupted => Some(Verdict::Interrupted),
         _ => None,
     }
-}
-
-fn unusable(error: &Error) -> bool {
-    is(error, code::UNUSABLE)
 }
 
 fn is(error: &Error, codes: &[i32]) -> bool {
@@ -77,11 +79,11 @@ mod code {
     pub const PASSING: &[i32] = &[EHOSTDOWN, EMSGSIZE, ENOBUFS, ENOPROTOOPT, EPROTO];
 }
 
-/// WSAEBADF, WSAEFAULT, WSAENOTSOCK, WSAEOPNOTSUPP; WSAEMSGSIZE, WSAENETRESET, WSAENOBUFS (Windows Sockets error codes).
+/// WSAEBADF, WSAEFAULT, WSAENOTSOCK, WSAEOPNOTSUPP; WSAENETRESET, WSAENOBUFS (Windows Sockets error codes).
 #[cfg(windows)]
 mod code {
     pub const UNUSABLE: &[i32] = &[10009, 10014, 10038, 10045];
-    pub const PASSING: &[i32] = &[10040, 10052, 10055];
+    pub const PASSING: &[i32] = &[10052, 10055];
 }
 
 #[cfg(test)]

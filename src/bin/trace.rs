@@ -34,10 +34,10 @@ struct Args {
 }
 
 fn main() -> Result<()> {
-    let args = Args::parse();
     if !cfg!(target_os = "linux") {
         return unsupported(env!("CARGO_BIN_NAME"), "strace");
     }
+    let args = Args::parse();
     let traced = |row: &&Row| row.kind != Kind::Tool && row.built;
     let Some(row) = catalog::find(&args.name).filter(traced) else {
         let known: Vec<_> = catalog::ROWS.iter().filter(traced).map(|row| row.name).collect();
@@ -93,16 +93,17 @@ fn run(row: &Row, args: &Args, log: &std::path::Path) -> Result<()> {
             Ok(socket)
         });
         let client = client.attempt("create a client")?;
-        // In step with the timer of mio-mixed, between two of its events.
-        let (before, after) = if row.name == "mio-mixed" { (200, 400) } else { (50, 50) };
-        thread::sleep(Duration::from_millis(before));
         for _ in 0..datagrams {
-            client.send(b"echo").attempt("send a datagram")?;
-            if row.kind == Kind::Udp {
-                client.recv(&mut [0; 16]).attempt(format_args!("get an echo from {}", row.name))?;
+            match row.name {
+                // Each datagram right after an event of its timer.
+                "mio-mixed" => drop(lines.next()),
+                _ => asleep(child.0.id()),
             }
-            // Long enough for the server to be waiting again.
-            thread::sleep(Duration::from_millis(after));
+            client.send(b"echo").attempt("send a datagram")?;
+            match row.kind {
+                Kind::Udp => drop(client.recv(&mut [0; 16]).attempt(format_args!("get an echo from {}", row.name))?),
+                _ => drop(lines.next()),
+            }
         }
     }
     if row.kind == Kind::Udp {
@@ -131,6 +132,18 @@ fn listening(lines: &mut Lines<BufReader<ChildStdout>>, multisocket: bool) -> Re
         }
     }
     address.ok_or(Error::new("the traced binary ended before it listened"))
+}
+
+/// Returns when the process has waited for something for a while: it has done all that it had to do.
+fn asleep(id: u32) {
+    let limit = Instant::now() + Duration::from_secs(5);
+    let mut seen = 0;
+    while seen < 10 && Instant::now() < limit {
+        thread::sleep(Duration::from_millis(2));
+        // The state follows the name in parentheses: proc_pid_stat(5).
+        let stat = fs::read_to_string(format!("/proc/{id}/stat")).unwrap_or_default();
+        seen = if stat.contains(") S ") { seen + 1 } else { 0 };
+    }
 }
 
 #[cfg(unix)]

@@ -109,11 +109,28 @@ fn injected(row: &Row, fault: &Fault, call: &str) {
     is_well(&server, memory);
     let (summary, ended) = server.stop();
     assert!(ended.trace.contains("(INJECTED)"), "nothing was injected into {call}");
+    assert!(most_held(&ended.trace, row) <= 8, "more datagrams held than --queue allows");
     if let Some((counter, least)) = fault.counter {
         let counted = summary.pointer(counter).map_or(0, number);
         assert!(counted >= least, "{counter} says {counted}: {summary}");
     }
     assert_eq!(number(&summary["send_errors"]), fault.lost as u64, "{summary}");
+}
+
+/// The most datagrams that a server held at once.
+fn most_held(trace: &str, row: &Row) -> i32 {
+    let calls = row.calls.expect("a server has calls");
+    let (mut held, mut most) = (0, 0);
+    // With an address: datagrams, not the bytes in which tokio's signals travel.
+    for call in trace.lines().filter(|call| call.contains("sa_family")) {
+        if call.contains(&format!(" {}(", calls.recv)) && !call.contains(" = -1 ") {
+            held += 1;
+        } else if call.contains(&format!(" {}(", calls.send)) && !call.contains("EAGAIN") && !call.contains("EINTR") {
+            held -= 1;
+        }
+        most = most.max(held);
+    }
+    most
 }
 
 /// Only an unusable descriptor ends a server, with a sentence.

@@ -19,7 +19,7 @@ fn run(row: &Row) {
 fn allocations(row: &Row, echoes: u32) -> u64 {
     const OUTSTANDING: u32 = 32;
     let library = bin("examples").join("libcount_alloc.so");
-    assert!(library.exists(), "{} is built by cargo test", library.display());
+    assert!(library.exists(), "{} is missing: cargo build --examples", library.display());
     let mut command = Command::new(bin(row.name));
     command.env("LD_PRELOAD", library).args(["--json", "--bind", "127.0.0.1:0", "--count", &echoes.to_string()]);
     let server = Server::spawn(&mut command, None);

@@ -4,7 +4,7 @@
 //! A check that cannot run here is shown as ignored, with what it needs. With ECHO_LAB_RUN_ALL=1 it fails instead.
 
 mod conformance;
-#[cfg(unix)]
+#[cfg(target_os = "linux")]
 mod faults;
 #[cfg(target_os = "linux")]
 mod heap;
@@ -26,7 +26,7 @@ use std::sync::LazyLock;
 enum Needs {
     Nothing,
     Strace,
-    #[cfg(unix)]
+    #[cfg(target_os = "linux")]
     RawSocket,
 }
 
@@ -38,8 +38,9 @@ impl Needs {
             traced.is_ok_and(|status| status.success())
         });
         match self {
+            Needs::Strace if !cfg!(target_os = "linux") => Some("needs Linux, for strace"),
             Needs::Strace if !*STRACE => Some("needs strace: apt-get install strace"),
-            #[cfg(unix)]
+            #[cfg(target_os = "linux")]
             Needs::RawSocket if faults::raw_socket().is_err() => Some("needs CAP_NET_RAW: run as root"),
             _ => None,
         }
@@ -76,6 +77,7 @@ fn main() -> ExitCode {
     let mut trials = Vec::new();
     for row in ROWS {
         let missing_feature = (!row.built).then(|| format!("needs --features {}", row.features.join(",")));
+        #[cfg_attr(not(unix), expect(unused_mut, reason = "nothing is added"))]
         let mut checks = match row.kind {
             Kind::Udp => conformance::checks(),
             Kind::Probe => probes::checks(row),
@@ -84,10 +86,12 @@ fn main() -> ExitCode {
         #[cfg(unix)]
         if row.kind == Kind::Udp {
             checks.extend(signals::checks());
-            checks.extend(faults::checks(row));
         }
         #[cfg(target_os = "linux")]
         {
+            if row.kind == Kind::Udp {
+                checks.extend(faults::checks(row));
+            }
             checks.extend(traces::checks(row));
             checks.extend(heap::checks(row));
         }

@@ -1,4 +1,5 @@
 //! Binaries of this build as processes, and clients for them.
+#![cfg_attr(not(target_os = "linux"), allow(dead_code, reason = "faults and traces are checked on Linux"))]
 
 use echo_lab::catalog::{Kind, Row};
 use serde_json::Value;
@@ -14,10 +15,11 @@ use std::time::{Duration, Instant};
 /// How long anything may take that has to happen.
 pub const PATIENCE: Duration = Duration::from_secs(20);
 
-/// The binary `name`, beside the one that cargo always builds.
+/// The binary `name`: cargo puts the tests' own in a folder below the binaries.
 pub fn bin(name: &str) -> PathBuf {
-    let file = format!("{name}{}", std::env::consts::EXE_SUFFIX);
-    Path::new(env!("CARGO_BIN_EXE_echo-blocking")).with_file_name(file)
+    let tests = std::env::current_exe().expect("this program's own path");
+    let folder = tests.ancestors().nth(2).expect("two folders above");
+    folder.join(format!("{name}{}", std::env::consts::EXE_SUFFIX))
 }
 
 /// A running binary. Dropped, it is killed.
