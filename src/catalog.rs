@@ -175,15 +175,8 @@ pub const ROWS: &[Row] = &[
         cfg!(feature = "tokio"),
         "How many futures does FuturesUnordered poll for one datagram?",
     ),
-    Row {
-        name: "trace",
-        kind: Kind::Tool,
-        features: &[],
-        built: true,
-        systems: Systems::Linux,
-        calls: None,
-        shows: "Which system calls does a binary make?",
-    },
+    tool("trace", &[], true, "Which system calls does a binary make?"),
+    tool("compare", &["compare"], cfg!(feature = "compare"), "What does each approach cost on this machine?"),
 ];
 
 const fn udp(
@@ -201,4 +194,8 @@ const fn udp(
 
 const fn probe(name: &'static str, features: &'static [&'static str], built: bool, shows: &'static str) -> Row {
     Row { name, kind: Kind::Probe, features, built, systems: Systems::All, calls: None, shows }
+}
+
+const fn tool(name: &'static str, features: &'static [&'static str], built: bool, shows: &'static str) -> Row {
+    Row { name, kind: Kind::Tool, features, built, systems: Systems::Linux, calls: None, shows }
 }

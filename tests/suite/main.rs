@@ -3,6 +3,8 @@
 //!
 //! A check that cannot run here is shown as ignored, with what it needs. With ECHO_LAB_RUN_ALL=1 it fails instead.
 
+#[cfg(target_os = "linux")]
+mod compare;
 mod conformance;
 #[cfg(target_os = "linux")]
 mod faults;
@@ -94,6 +96,7 @@ fn main() -> ExitCode {
             }
             checks.extend(traces::checks(row));
             checks.extend(heap::checks(row));
+            checks.extend(compare::checks(row));
         }
         for Check { name, needs, run } in checks {
             let name = format!("{}::{name}", row.name);
