@@ -62,6 +62,8 @@ pub fn checks(row: &Row) -> Vec<Check> {
         check("client_gone", Needs::Nothing, client_gone),
         check("flood", Needs::Nothing, flood),
         check("fatal_error_of_the_socket", Needs::Strace, fatal),
+        check("sigterm_while_sends_would_block", Needs::Strace, sigterm_while_blocked),
+        check("sigterm_while_a_send_is_slow", Needs::Strace, sigterm_while_slow),
     ];
     let calls = row.calls.expect("a server has calls");
     for fault in FAULTS {
@@ -143,6 +145,33 @@ fn fatal(row: &Row) {
         let ended = server.wait();
         assert_eq!((ended.status.code(), ended.stderr), (Some(1), expected));
     }
+}
+
+/// What cannot be sent must not keep a server from ending: it has a second.
+fn sigterm_while_blocked(row: &Row) {
+    let calls = row.calls.expect("a server has calls");
+    // tokio waits for an edge, which does not come. Its signals travel by a sendto of their own, which has to work.
+    let when = if row.features.contains(&"tokio") { "1" } else { "1+" };
+    let server = Server::strace(row, &["-e", &format!("inject={}:error=EAGAIN:when={when}", calls.send)], &[]);
+    server.client().send(b"blocked");
+    std::thread::sleep(Duration::from_millis(100));
+    let start = Instant::now();
+    let (summary, _) = server.stop();
+    assert!(start.elapsed() < Duration::from_secs(3), "took {:?}", start.elapsed());
+    assert_eq!((number(&summary["echoed"]), number(&summary["unsent"])), (0, 1), "{summary}");
+}
+
+/// What was received before the signal is sent after it.
+fn sigterm_while_slow(row: &Row) {
+    let calls = row.calls.expect("a server has calls");
+    let server = Server::strace(row, &["-e", &format!("inject={}:delay_enter=100000:when=1", calls.send)], &[]);
+    let client = server.client();
+    (0..3u32).for_each(|number| client.send(&number.to_be_bytes()));
+    std::thread::sleep(Duration::from_millis(50));
+    let (summary, _) = server.stop();
+    let echoed = number(&summary["echoed"]);
+    assert!(echoed >= 1 && number(&summary["unsent"]) == 0, "{summary}");
+    (0..echoed as u32).for_each(|number| assert_eq!(client.recv(), number.to_be_bytes()));
 }
 
 pub fn raw_socket() -> std::io::Result<Socket> {

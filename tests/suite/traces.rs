@@ -23,6 +23,7 @@ pub fn checks(row: &Row) -> Vec<Check> {
         "echo-tokio" | "echo-tokio-mpsc" => {
             checks.push(check("receives_while_a_send_is_blocked", Needs::Strace, receives_while_blocked))
         }
+        "trace" => checks.push(check("start_apart_from_one_echo", Needs::Strace, start_apart)),
         "echo-mio-level" => checks.push(check("stops_before_it_is_drained", Needs::Strace, stops_early)),
         _ => {}
     }
@@ -36,6 +37,16 @@ fn expected_trace(row: &Row) {
         assert_eq!(trace.lines().count(), calls.per_echo, "{trace}");
     }
     check_generated(&format!("docs/traces/{}.txt", row.name), &trace);
+}
+
+fn start_apart(row: &Row) {
+    let (status, stdout, stderr) = run(row.name, &["echo-mio-edge", "5"]);
+    assert_eq!((status, stderr.as_str()), (Some(0), ""));
+    let (start, echo) = stdout.split_once("\n\n# one echo: 4 calls\n").expect("two parts");
+    assert!(start.starts_with("# start-up: ") && start.contains("epoll_create1("), "{start}");
+    assert_eq!(echo.lines().count(), 4, "{echo}");
+    let (status, _, stderr) = run(row.name, &["nobody"]);
+    assert!(status == Some(2) && stderr.starts_with("error: cannot trace nobody: this build has echo-"), "{stderr}");
 }
 
 /// The calls of one server after it said that it listens.
