@@ -22,7 +22,8 @@ pub struct Args {
     #[arg(long, value_name = "PORT", default_value_t = 0)]
     pub start_port: u16,
     /// End after N datagrams
-    #[arg(long, value_name = "N", default_value_t = u64::MAX, hide_default_value = true)]
+    #[arg(long, value_name = "N", default_value_t = u64::MAX, hide_default_value = true,
+          value_parser = clap::value_parser!(u64).range(1..))]
     pub count: u64,
 }
 

@@ -35,7 +35,7 @@ struct Notified {
     of: u32,
     interval: Duration,
     due: Instant,
-    request: Sender<()>,
+    request: Sender<Instant>,
     waker: Arc<Mutex<Option<Waker>>>,
 }
 
@@ -57,7 +57,7 @@ impl Future for Notified {
         }
         self.due = Instant::now() + self.interval;
         // The thread lives as long as this sender.
-        let _ = self.request.send(());
+        let _ = self.request.send(self.due);
         Poll::Pending
     }
 }
@@ -69,9 +69,14 @@ fn main() -> Result<()> {
     let waker = Arc::new(Mutex::new(None::<Waker>));
     let future = Notified { polls: 0, of: args.polls, interval, due: Instant::now(), request, waker: waker.clone() };
     thread::spawn(move || {
-        for () in requests {
-            thread::sleep(interval);
-            if let Some(waker) = waker.lock().unwrap_or_else(PoisonError::into_inner).take() {
+        for due in requests {
+            // Early, the poll would not count, and nobody would ask for another.
+            while let Some(left) = due.checked_duration_since(Instant::now()).filter(|left| !left.is_zero()) {
+                thread::sleep(left);
+            }
+            // The lock is released before the call: an executor may poll from within it, and the future locks.
+            let waker = waker.lock().unwrap_or_else(PoisonError::into_inner).take();
+            if let Some(waker) = waker {
                 waker.wake();
             }
         }

@@ -32,7 +32,8 @@ struct Args {
     #[arg(long, value_name = "MS", default_value_t = 3000, value_parser = clap::value_parser!(u64).range(1..=3_600_000))]
     interval: u64,
     /// End after N datagrams and timer events together
-    #[arg(long, value_name = "N", default_value_t = u64::MAX, hide_default_value = true)]
+    #[arg(long, value_name = "N", default_value_t = u64::MAX, hide_default_value = true,
+          value_parser = clap::value_parser!(u64).range(1..))]
     count: u64,
 }
 
@@ -63,6 +64,10 @@ fn main() -> Result<()> {
             _ => {}
         }
         for event in &events {
+            // The last datagram may have come in the same batch as a timer event.
+            if seen == args.count {
+                break;
+            }
             if event.token() == TIMER {
                 (seen, ticks) = (seen + 1, ticks + 1);
                 print_line(format_args!("timer {ticks}"))?;

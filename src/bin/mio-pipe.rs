@@ -33,7 +33,8 @@ fn main() -> Result<()> {
     let waker = Waker::new(poll.registry(), Token(0)).attempt("create a waker")?;
     let woken = AtomicBool::new(false);
     for _ in 0..args.wakes {
-        // Whoever sets the flag wakes. The poller clears it before it looks at what it was woken for.
+        // Whoever sets the flag wakes. The poller clears it before it looks at what it was woken for, and with a swap, not
+        // a store: it must see what was written by those who found the flag set and did not wake.
         if !args.flag || !woken.swap(true, Ordering::AcqRel) {
             waker.wake().attempt("wake the poll")?;
         }
@@ -41,7 +42,7 @@ fn main() -> Result<()> {
     let mut events = Events::with_capacity(8);
     match poll.poll(&mut events, Some(Duration::from_millis(100))) {
         Err(error) if error.kind() != ErrorKind::Interrupted => return Err(error).attempt("poll"),
-        _ => woken.store(false, Ordering::Release),
+        _ => drop(woken.swap(false, Ordering::AcqRel)),
     }
     print_line(format_args!("{} wake-ups, {} events", args.wakes, events.iter().count()))
 }

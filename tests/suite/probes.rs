@@ -23,6 +23,8 @@ pub fn checks(row: &Row) -> Vec<Check> {
             }),
             ("polls_one_beyond_30", Needs::Nothing, |row| assert_eq!(polls_for_one_datagram(row, "31"), 1)),
             ("ports", Needs::Nothing, ports),
+            #[cfg(target_os = "linux")]
+            ("fatal_error_of_a_socket", Needs::Strace, fatal),
         ],
         _ => &[
             ("polls_one", Needs::Nothing, |row| {
@@ -30,6 +32,8 @@ pub fn checks(row: &Row) -> Vec<Check> {
                 assert_eq!(polls_for_one_datagram(row, "40"), 1);
             }),
             ("ports", Needs::Nothing, ports),
+            #[cfg(target_os = "linux")]
+            ("fatal_error_of_a_socket", Needs::Strace, fatal),
         ],
     };
     table.iter().map(|(name, needs, run)| check(*name, *needs, run)).collect()
@@ -143,4 +147,17 @@ fn ports(row: &Row) {
     assert_eq!((status, stdout.as_str()), (Some(2), ""));
     assert_eq!(stderr, "error: 10 sockets from port 65530 need ports beyond 65535\n");
     assert_eq!(run(row.name, &["--sockets", "0"]).0, Some(2));
+}
+
+/// An error of one socket ends the probe, however its futures are held.
+#[cfg(target_os = "linux")]
+fn fatal(row: &Row) {
+    for sockets in ["1", "10", "31"] {
+        let server = Server::strace(row, &["-e", "inject=recvfrom:error=EBADF:when=1+"], &["--sockets", sockets]);
+        while server.line() != "waiting" {}
+        Client::new(server.addr).send(b"fatal");
+        let ended = server.wait();
+        let expected = "Error: cannot receive: Bad file descriptor (os error 9)\n";
+        assert_eq!((ended.status.code(), ended.stderr.as_str()), (Some(1), expected), "{sockets} sockets");
+    }
 }
