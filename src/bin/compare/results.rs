@@ -116,6 +116,11 @@ impl Results {
             column.set_cell_alignment(CellAlignment::Right);
         }
         for figures in &self.subjects {
+            let verdict = match figures.tie {
+                _ if figures.name == self.reference => "ref",
+                true => "tie",
+                false => "",
+            };
             let calls = figures.calls_per_echo_loaded.as_ref().map(|calls| calls.values().sum::<f64>());
             table.add_row([
                 figures.name.clone(),
@@ -128,7 +133,7 @@ impl Results {
                 format!("{:.0}", figures.latency_ns.p50 as f64 / 1000.0),
                 format!("{:.0}", figures.latency_ns.p99 as f64 / 1000.0),
                 figures.lost.to_string(),
-                if figures.tie { "tie".into() } else { String::new() },
+                verdict.into(),
             ]);
         }
         let Estimate { median, low, high } = self.noise.x_cpu;
