@@ -5,8 +5,8 @@ use crate::{Attempt, Error, Result};
 use clap::Parser;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use tokio::net::UdpSocket;
 use tokio::sync::Notify;
@@ -27,10 +27,11 @@ pub struct Args {
     pub count: u64,
 }
 
-/// Polls by future, and datagrams until the end.
+/// Polls by future, and what ends the probe: the last datagram, or an error.
 pub struct Counts {
     polls: Vec<AtomicU64>,
     to_come: AtomicU64,
+    failure: Mutex<Option<Error>>,
     done: Notify,
 }
 
@@ -51,7 +52,10 @@ pub async fn sockets() -> Result<(Vec<UdpSocket>, Arc<Counts>)> {
         sockets.push(socket);
     }
     let polls = sockets.iter().map(|_| AtomicU64::new(0)).collect();
-    Ok((sockets, Arc::new(Counts { polls, to_come: args.count.into(), done: Notify::new() })))
+    Ok((
+        sockets,
+        Arc::new(Counts { polls, to_come: args.count.into(), failure: Mutex::new(None), done: Notify::new() }),
+    ))
 }
 
 impl Counts {
@@ -65,21 +69,33 @@ impl Counts {
     }
 
     /// Says `waiting` once every future has been polled: each later poll has a datagram as its cause. Ends with the
-    /// last datagram.
+    /// last datagram, or with the error of a future.
     pub async fn done(&self) -> Result<()> {
         while self.polls.iter().any(|polls| polls.load(Relaxed) == 0) {
             tokio::task::yield_now().await;
         }
         print_line("waiting")?;
         self.done.notified().await;
+        self.failure()?;
         self.polls
             .iter()
             .enumerate()
             .try_for_each(|(index, polls)| print_line(format_args!("future {index}: {} polls", polls.load(Relaxed))))
     }
+
+    /// The error that ended a future, if one did: nothing else ends one.
+    pub fn failure(&self) -> Result<()> {
+        self.failure.lock().unwrap_or_else(PoisonError::into_inner).take().map_or(Ok(()), Err)
+    }
+
+    fn fail(&self, error: Error) {
+        *self.failure.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
+        self.done.notify_one();
+    }
 }
 
-/// Says each time that it is polled.
+/// Says each time that it is polled. An error of its future goes to the counts, since not every way of holding futures
+/// hands it on: join_all keeps it until all have ended.
 pub struct Counted<F> {
     index: usize,
     counts: Arc<Counts>,
@@ -94,14 +110,18 @@ impl<F> Counted<F> {
 }
 
 impl<F: Future<Output = Result<()>>> Future for Counted<F> {
-    type Output = Result<()>;
+    type Output = ();
 
-    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Result<()>> {
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
         self.counts.polls[self.index].fetch_add(1, Relaxed);
-        if let Err(error) = print_line(format_args!("poll {}", self.index)) {
-            return Poll::Ready(Err(error));
+        let result = match print_line(format_args!("poll {}", self.index)) {
+            Ok(()) => std::task::ready!(self.future.as_mut().poll(context)),
+            Err(error) => Err(error),
+        };
+        if let Err(error) = result {
+            self.counts.fail(error);
         }
-        self.future.as_mut().poll(context)
+        Poll::Ready(())
     }
 }
 

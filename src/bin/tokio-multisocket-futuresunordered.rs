@@ -9,7 +9,7 @@
 
 use echo_lab::Result;
 use echo_lab::multisocket::{Counted, Counts, passing, sockets};
-use futures::stream::{FuturesUnordered, TryStreamExt};
+use futures::stream::{FuturesUnordered, StreamExt};
 use std::sync::Arc;
 use tokio::net::UdpSocket;
 
@@ -21,7 +21,7 @@ async fn main() -> Result<()> {
     let mut futures = futures.collect::<FuturesUnordered<_>>();
     tokio::select! {
         biased;
-        result = futures.try_next() => result.map(|_| ()),
+        _ = futures.next() => counts.failure(),
         result = counts.done() => result,
     }
 }

@@ -13,27 +13,15 @@ use echo_lab::multisocket::{Counted, Counts, passing, sockets};
 use futures::future::join_all;
 use std::sync::Arc;
 use tokio::net::UdpSocket;
-use tokio::sync::mpsc;
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<()> {
     let (sockets, counts) = sockets().await?;
     let futures = sockets.into_iter().enumerate();
     let futures = futures.map(|(index, socket)| Counted::new(index, &counts, receive(index, socket, counts.clone())));
-    // join_all keeps each result until all futures have ended, and these do not: an error needs a way of its own.
-    let (failed, mut failure) = mpsc::unbounded_channel();
-    let futures = futures.map(move |future| {
-        let failed = failed.clone();
-        async move {
-            if let Err(error) = future.await {
-                let _ = failed.send(error); // Nobody receives: the program is ending.
-            }
-        }
-    });
     tokio::select! {
         biased;
-        _ = join_all(futures) => failure.recv().await.map_or(Ok(()), Err),
-        Some(error) = failure.recv() => Err(error),
+        _ = join_all(futures) => counts.failure(),
         result = counts.done() => result,
     }
 }

@@ -20,7 +20,7 @@ async fn main() -> Result<()> {
         tasks.spawn(Counted::new(index, &counts, receive(index, socket, counts.clone())));
     }
     tokio::select! {
-        Some(ended) = tasks.join_next() => ended.attempt("finish a task")?,
+        Some(ended) = tasks.join_next() => ended.attempt("finish a task").and_then(|()| counts.failure()),
         result = counts.done() => result,
     }
 }
