@@ -52,6 +52,8 @@ pub struct Row {
     pub systems: Systems,
     /// Its system calls, for a server.
     pub calls: Option<Calls>,
+    /// Whether it can wait for many sockets: `--sockets`.
+    pub takes_sockets: bool,
     /// The question it answers, in one sentence.
     pub shows: &'static str,
 }
@@ -189,13 +191,13 @@ const fn udp(
     shows: &'static str,
 ) -> Row {
     let calls = Some(Calls { recv: "recvfrom", send: "sendto", wait, per_echo });
-    Row { name, kind: Kind::Udp, features, built, systems, calls, shows }
+    Row { name, kind: Kind::Udp, features, built, systems, calls, takes_sockets: wait.is_some(), shows }
 }
 
 const fn probe(name: &'static str, features: &'static [&'static str], built: bool, shows: &'static str) -> Row {
-    Row { name, kind: Kind::Probe, features, built, systems: Systems::All, calls: None, shows }
+    Row { name, kind: Kind::Probe, features, built, systems: Systems::All, calls: None, takes_sockets: false, shows }
 }
 
 const fn tool(name: &'static str, features: &'static [&'static str], built: bool, shows: &'static str) -> Row {
-    Row { name, kind: Kind::Tool, features, built, systems: Systems::Linux, calls: None, shows }
+    Row { name, kind: Kind::Tool, features, built, systems: Systems::Linux, calls: None, takes_sockets: false, shows }
 }

@@ -25,13 +25,15 @@ use {
 const SOCKET: u64 = 0;
 #[cfg(target_os = "linux")]
 const SIGNAL: u64 = 1;
+#[cfg(target_os = "linux")]
+const IDLE: u64 = 2;
 /// Datagrams received before the loop looks at the other descriptors.
 #[cfg(target_os = "linux")]
 const DRAIN_LIMIT: usize = 256;
 
 #[cfg(target_os = "linux")]
 fn main() -> Result<()> {
-    let args = cli::parse(env!("CARGO_BIN_NAME"));
+    let (args, idle) = cli::parse_with_idle(env!("CARGO_BIN_NAME"));
     let socket = net::bind(&args)?;
     socket.set_nonblocking(true).attempt("make the socket non-blocking")?;
     let local = socket.local_addr().attempt("read the bound address")?;
@@ -40,6 +42,12 @@ fn main() -> Result<()> {
     let mut interest = EpollFlags::EPOLLET | EpollFlags::EPOLLIN;
     epoll.add(&socket, EpollEvent::new(interest, SOCKET)).attempt("register the socket")?;
     epoll.add(&signals, EpollEvent::new(EpollFlags::EPOLLIN, SIGNAL)).attempt("register the signal descriptor")?;
+    let idle = net::idle(idle)?;
+    for socket in &idle {
+        epoll
+            .add(socket, EpollEvent::new(EpollFlags::EPOLLIN | EpollFlags::EPOLLET, IDLE))
+            .attempt("register an idle socket")?;
+    }
     let mut echo = Echo::new(&args, local);
     let mut events = [EpollEvent::empty(); 2];
     let mut more = false;

@@ -17,11 +17,12 @@ use std::time::Duration;
 
 const SOCKET: Token = Token(0);
 const SIGNAL: Token = Token(1);
+const IDLE: Token = Token(2);
 /// Datagrams received before the loop looks at the other sources.
 const DRAIN_LIMIT: usize = 256;
 
 fn main() -> Result<()> {
-    let args = cli::parse(env!("CARGO_BIN_NAME"));
+    let (args, idle) = cli::parse_with_idle(env!("CARGO_BIN_NAME"));
     let socket = net::bind(&args)?;
     socket.set_nonblocking(true).attempt("make the socket non-blocking")?;
     let local = socket.local_addr().attempt("read the bound address")?;
@@ -32,6 +33,10 @@ fn main() -> Result<()> {
     unsafe { stop::on_signal(move || drop(waker.wake())) }?;
     let mut interest = Interest::READABLE;
     poll.registry().register(&mut socket, SOCKET, interest).attempt("register the socket")?;
+    let mut idle: Vec<_> = net::idle(idle)?.into_iter().map(UdpSocket::from_std).collect();
+    for socket in &mut idle {
+        poll.registry().register(socket, IDLE, Interest::READABLE).attempt("register an idle socket")?;
+    }
     let mut events = Events::with_capacity(8);
     let mut echo = Echo::new(&args, local);
     let mut more = false;

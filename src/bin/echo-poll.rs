@@ -22,13 +22,15 @@ use {
 
 #[cfg(any(target_os = "linux", target_os = "freebsd"))]
 fn main() -> Result<()> {
-    let args = cli::parse(env!("CARGO_BIN_NAME"));
+    let (args, idle) = cli::parse_with_idle(env!("CARGO_BIN_NAME"));
     let socket = net::bind(&args)?;
     socket.set_nonblocking(true).attempt("make the socket non-blocking")?;
     let local = socket.local_addr().attempt("read the bound address")?;
     let signals = stop::InsideWait::new()?;
     let mut echo = Echo::new(&args, local);
-    let mut fds = [PollFd::new(socket.as_fd(), PollFlags::empty())];
+    let idle = net::idle(idle)?;
+    let mut fds = vec![PollFd::new(socket.as_fd(), PollFlags::empty())];
+    fds.extend(idle.iter().map(|socket| PollFd::new(socket.as_fd(), PollFlags::POLLIN)));
     report::listening(local)?;
 
     while !echo.is_done() {

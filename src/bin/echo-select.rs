@@ -23,11 +23,13 @@ use {
 
 #[cfg(unix)]
 fn main() -> Result<()> {
-    let args = cli::parse(env!("CARGO_BIN_NAME"));
+    let (args, idle) = cli::parse_with_idle(env!("CARGO_BIN_NAME"));
     let socket = net::bind(&args)?;
-    let fd = socket.as_raw_fd();
-    if fd as usize >= FD_SETSIZE {
-        let sentence = format!("cannot select on descriptor {fd}: a set holds those below {FD_SETSIZE}; try echo-poll");
+    let idle = net::idle(idle)?;
+    let highest = idle.last().unwrap_or(&socket).as_raw_fd().max(socket.as_raw_fd());
+    if highest as usize >= FD_SETSIZE {
+        let what = format!("descriptor {highest}: a set holds those below {FD_SETSIZE}");
+        let sentence = format!("cannot select on {what}; try echo-poll");
         return Err(Error::new(sentence));
     }
     socket.set_nonblocking(true).attempt("make the socket non-blocking")?;
@@ -38,6 +40,7 @@ fn main() -> Result<()> {
 
     while !echo.is_done() {
         let (mut read, mut write) = (FdSet::new(), FdSet::new());
+        idle.iter().for_each(|socket| read.insert(socket.as_fd()));
         if echo.wants_recv() {
             read.insert(socket.as_fd());
         }
@@ -46,7 +49,7 @@ fn main() -> Result<()> {
         }
         let timeout = echo.timeout().map(TimeSpec::from_duration);
         echo.report().waits += 1;
-        match pselect(fd + 1, &mut read, &mut write, None, timeout.as_ref(), &signals.mask()) {
+        match pselect(highest + 1, &mut read, &mut write, None, timeout.as_ref(), &signals.mask()) {
             Ok(_) => {}
             // The sets are unspecified after an error.
             Err(Errno::EINTR) => read.clear(),

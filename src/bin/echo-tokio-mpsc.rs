@@ -38,11 +38,15 @@ async fn main() -> Result<()> {
 }
 
 async fn serve() -> Result<()> {
-    let args = cli::parse(env!("CARGO_BIN_NAME"));
+    let (args, idle) = cli::parse_with_idle(env!("CARGO_BIN_NAME"));
     let socket = net::bind(&args)?;
     socket.set_nonblocking(true).attempt("make the socket non-blocking")?;
     let local = socket.local_addr().attempt("read the bound address")?;
     let socket = UdpSocket::from_std(socket).attempt("register the socket")?;
+    for socket in net::idle(idle)? {
+        let socket = UdpSocket::from_std(socket).attempt("register an idle socket")?;
+        tokio::spawn(async move { socket.readable().await });
+    }
     let stopped = stop::future()?;
     let ledger = Ledger::new(&args, local);
 

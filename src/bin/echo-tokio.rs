@@ -19,11 +19,15 @@ const TURN: usize = 32;
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<()> {
-    let args = cli::parse(env!("CARGO_BIN_NAME"));
+    let (args, idle) = cli::parse_with_idle(env!("CARGO_BIN_NAME"));
     let socket = net::bind(&args)?;
     socket.set_nonblocking(true).attempt("make the socket non-blocking")?;
     let local = socket.local_addr().attempt("read the bound address")?;
     let socket = UdpSocket::from_std(socket).attempt("register the socket")?;
+    for socket in net::idle(idle)? {
+        let socket = UdpSocket::from_std(socket).attempt("register an idle socket")?;
+        tokio::spawn(async move { socket.readable().await });
+    }
     let mut stopped = pin!(stop::future()?);
     let mut echo = Echo::new(&args, local);
     report::listening(local)?;

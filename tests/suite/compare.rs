@@ -7,6 +7,7 @@ use serde_json::Value;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -15,7 +16,17 @@ pub fn checks(row: &Row) -> Vec<Check> {
         "compare" => &[
             ("list", Needs::Nothing, list),
             ("bad_usage", Needs::Nothing, bad_usage),
-            ("results_as_json", Needs::Strace, results_as_json),
+            ("results_as_json", Needs::Nothing, results_as_json),
+            ("calls_by_tracepoints", Needs::Tracepoints, |_| calls_counted_by("tracepoints")),
+            ("calls_by_strace", Needs::Strace, |_| calls_counted_by("strace")),
+            ("exports", Needs::Nothing, exports),
+            ("splice", Needs::Nothing, splice),
+            ("colours", Needs::Nothing, colours),
+            ("idle_sockets_and_sweep", Needs::Nothing, sweep),
+            ("segmentation_offload", Needs::Nothing, gso),
+            ("overload_shows", Needs::Nothing, overload),
+            ("reference_that_ends", Needs::Nothing, reference_that_ends),
+            ("client_alone", Needs::Nothing, self_test),
             ("conditions", Needs::Nothing, conditions),
             ("subjects_that_fail", Needs::Nothing, subjects_that_fail),
             ("interrupted", Needs::Nothing, |_| ended_by(libc::SIGINT)),
@@ -42,6 +53,10 @@ fn bad_usage(row: &Row) {
         (&["--peer", "name=command"], "{addr} or {port}"),
         (&["--assert", "echo-blocking.x_cpu"], "the form is"),
         (&["--assert", "nobody.x_cpu < 1"], "no server \"nobody\""),
+        (&["--peer", "echo-poll=x {port}"], "--peer echo-poll: there is a server of that name"),
+        (&["--gso", "--size", "64,100"], "--gso cuts a send into datagrams of one --size"),
+        (&["--idle", "5", "echo-blocking"], "--idle: echo-blocking waits for one socket only"),
+        (&["--sweep", "colour"], "possible values: sockets, size, window"),
     ] {
         let (status, stdout, stderr) = run(row.name, flags);
         assert_eq!((status, stdout.as_str()), (Some(2), ""), "{flags:?}");
@@ -49,44 +64,172 @@ fn bad_usage(row: &Row) {
     }
 }
 
-/// Runs it with `--quick` and these flags: status, output, and the results.
+/// Runs it with `--quick` and these flags: status, output, and the results, which are as the schema says.
 fn quick(flags: &[&str]) -> (Option<i32>, String, String, Value) {
-    let file = std::env::temp_dir().join(format!("echo-lab-results-{}", flags.join("").len()));
+    static RUNS: AtomicU32 = AtomicU32::new(0);
+    let file = temporary(&format!("{}.json", RUNS.fetch_add(1, Ordering::Relaxed)));
     let path = file.to_str().unwrap();
     let (status, stdout, stderr) = run("compare", &[&["--quick", "--export-json", path], flags].concat());
     let json = fs::read_to_string(&file).unwrap_or_else(|error| panic!("{error}: {stderr}"));
     fs::remove_file(&file).unwrap();
-    (status, stdout, stderr, serde_json::from_str(&json).unwrap())
+    let results = serde_json::from_str(&json).unwrap();
+    let schema = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/compare.schema.json")).unwrap();
+    let schema: Value = serde_json::from_str(&schema).unwrap();
+    let faults: Vec<_> =
+        jsonschema::validator_for(&schema).unwrap().iter_errors(&results).map(|e| e.to_string()).collect();
+    assert!(faults.is_empty(), "{faults:?}");
+    (status, stdout, stderr, results)
+}
+
+fn temporary(name: &str) -> PathBuf {
+    std::env::temp_dir().join(format!("echo-lab-{}-{name}", std::process::id()))
+}
+
+fn float(value: &Value) -> f64 {
+    value.as_f64().unwrap_or_else(|| panic!("{value} is no number"))
+}
+
+fn subjects(results: &Value) -> &[Value] {
+    results["subjects"].as_array().unwrap()
 }
 
 fn results_as_json(_: &Row) {
-    let (status, stdout, stderr, results) = quick(&["echo-tokio", "--window", "16", "--size", "100"]);
+    let (status, stdout, stderr, results) = quick(&["echo-tokio", "--window", "16", "--size", "100,20"]);
     assert_eq!((status, stderr.as_str()), (Some(0), ""));
-    assert!(stdout.lines().all(|line| line.chars().count() <= 100), "{stdout}");
+    assert!(stdout.lines().all(|line| line.chars().count() <= 120), "{stdout}");
     assert_eq!((number(&results["schema"]), number(&results["settings"]["window"])), (1, 16));
-    assert_eq!(results["settings"]["size"], 100);
-    let subjects = results["subjects"].as_array().unwrap();
-    assert_eq!(subjects.len(), 2);
-    for subject in subjects {
-        let float = |value: &Value| value.as_f64().filter(|value| *value > 0.0).unwrap_or_else(|| panic!("{value}"));
-        assert!(float(&subject["echoes_per_second"]) > 100.0 && float(&subject["cpu_ns_per_echo"]) > 100.0);
-        for ratio in ["x_eps", "x_cpu"].map(|name| &subject[name]) {
-            assert!(
-                float(&ratio["low"]) <= float(&ratio["median"]) && float(&ratio["median"]) <= float(&ratio["high"])
-            );
+    assert_eq!(results["settings"]["sizes"], serde_json::json!([100, 20]));
+    assert_eq!(number(&results["environment"]["cores"]) as usize, thread::available_parallelism().unwrap().get());
+    assert_eq!(subjects(&results).len(), 2);
+    for subject in subjects(&results) {
+        let (closed, open) = (&subject["closed_loop"], &subject["open_loop"]);
+        assert!(float(&closed["echoes_per_second"]) > 100.0 && float(&closed["cpu_ns_per_echo"]) > 100.0);
+        assert!(float(&open["cpu_ns_per_echo"]) > 100.0);
+        for ratio in ["x_eps", "x_cpu"].map(|name| &closed[name]) {
+            let [low, median, high] = ["low", "median", "high"].map(|name| float(&ratio[name]));
+            assert!(0.0 < low && low <= median && median <= high, "{ratio}");
         }
         for fault in ["lost", "duplicates", "corrupt"] {
-            assert_eq!(number(&subject[fault]), 0, "{fault}: {subject}");
+            assert_eq!(number(&closed[fault]), 0, "{fault}: {subject}");
         }
-        let latency =
-            ["min", "p50", "p90", "p99", "p99_9", "p99_99", "max"].map(|at| number(&subject["latency_ns"][at]));
-        assert!(latency.is_sorted() && latency[0] > 0, "{latency:?}");
-        // recvfrom and sendto, and what a runtime adds.
-        let sends = float(&subject["calls_per_echo_one_outstanding"]["sendto"]);
-        assert!((0.95..1.05).contains(&sends), "{subject}");
-        assert!(float(&subject["calls_per_echo_loaded"]["recvfrom"]) >= 0.95);
+        for latency in [&closed["latency_ns"], &open["corrected_ns"], &open["uncorrected_ns"]] {
+            let latency = ["min", "p50", "p90", "p99", "p99_9", "p99_99", "max"].map(|at| number(&latency[at]));
+            assert!(latency.is_sorted() && latency[0] > 0, "{latency:?}");
+        }
+        assert!(float(&open["corrected_ns"]["p50"]) >= float(&open["uncorrected_ns"]["p50"]));
         assert!(stdout.contains(subject["name"].as_str().unwrap()), "{stdout}");
     }
+}
+
+fn calls_counted_by(way: &str) {
+    let (status, _, stderr, results) = quick(&["echo-tokio", "--calls", way]);
+    assert_eq!((status, stderr.as_str()), (Some(0), ""));
+    assert_eq!((&results["settings"]["calls_counted_by"], &results["notes"]), (&way.into(), &serde_json::json!([])));
+    for subject in subjects(&results) {
+        // One of each for an echo, and what a runtime adds.
+        for sends in ["one_outstanding", "loaded"].map(|load| float(&subject["calls"][load]["sendto"])) {
+            assert!((0.95..1.05).contains(&sends), "{subject}");
+        }
+        assert!(float(&subject["calls"]["loaded"]["recvfrom"]) >= 0.95);
+        let waits = &subject["calls"]["one_outstanding"]["epoll_wait"];
+        assert_eq!(waits.is_null(), subject["name"] == "echo-blocking", "{subject}");
+    }
+}
+
+fn exports(_: &Row) {
+    let (csv, markdown, folder) = (temporary("csv"), temporary("markdown"), temporary("hdr"));
+    let [csv_path, markdown_path, folder_path] = [&csv, &markdown, &folder].map(|path| path.to_str().unwrap());
+    let flags = ["--export-csv", csv_path, "--export-markdown", markdown_path, "--export-hdr", folder_path];
+    let (status, _, stderr, results) = quick(&[&["echo-tokio"], &flags[..]].concat());
+    assert_eq!((status, stderr.as_str()), (Some(0), ""));
+    let text = fs::read_to_string(csv).unwrap();
+    let rows: Vec<Vec<_>> = text.lines().map(|line| line.split(',').collect()).collect();
+    assert!(rows.len() == 3 && rows.iter().all(|row| row.len() == rows[0].len()), "{text}");
+    let column = rows[0].iter().position(|name| *name == "x_cpu").unwrap();
+    for (row, subject) in rows[1..].iter().zip(subjects(&results)) {
+        assert_eq!(row[0], subject["name"]);
+        assert_eq!(row[column].parse::<f64>().unwrap(), float(&subject["closed_loop"]["x_cpu"]["median"]));
+        for file in [format!("{}.hgrm", row[0]), format!("{}.uncorrected.hgrm", row[0])] {
+            let text = fs::read_to_string(folder.join(&file)).unwrap();
+            let total = text.lines().rfind(|line| !line.starts_with('#')).unwrap().split_whitespace().nth(2).unwrap();
+            let open = &subject["open_loop"];
+            let unsent = if file.contains("uncorrected") { 0 } else { number(&open["unsent"]) };
+            assert_eq!(total.parse::<u64>().unwrap(), number(&open["received"]) + unsent, "{text}");
+            assert!(text.contains("#[Max     = "), "{text}");
+        }
+    }
+    let text = fs::read_to_string(markdown).unwrap();
+    assert!(text.lines().take(4).all(|line| line.matches('|').count() == 12), "{text}");
+}
+
+fn splice(row: &Row) {
+    let file = temporary("readme");
+    let path = file.to_str().unwrap();
+    fs::write(&file, "no markers\n").unwrap();
+    let (status, stdout, stderr) = run(row.name, &["--splice", path]);
+    assert_eq!((status, stdout.as_str()), (Some(1), ""));
+    assert!(stderr.contains("cannot find <!-- compare --> and <!-- end of compare --> in "), "{stderr}");
+    fs::write(&file, "before\n<!-- compare -->\nold\n<!-- end of compare -->\nafter\n").unwrap();
+    let (status, stdout, _, _) = quick(&["echo-blocking", "--splice", path]);
+    assert_eq!(status, Some(0));
+    let text = fs::read_to_string(&file).unwrap();
+    assert!(text.starts_with("before\n<!-- compare -->\n```text\n$ scripts/compare --quick --export-json "), "{text}");
+    assert!(text.ends_with("\n<!-- end of compare -->\nafter\n") && text.contains(stdout.trim_end()), "{text}");
+    fs::remove_file(file).unwrap();
+}
+
+fn colours(_: &Row) {
+    let (_, plain, _, _) = quick(&["echo-blocking"]);
+    let (_, coloured, _, _) = quick(&["echo-blocking", "--color", "always"]);
+    assert_eq!((plain.contains('\x1b'), coloured.contains("\x1b[1m")), (false, true));
+}
+
+fn sweep(_: &Row) {
+    let (status, stdout, _, results) = quick(&["echo-epoll-edge", "--idle", "300", "--sweep", "sockets"]);
+    assert_eq!(status, Some(0), "{stdout}");
+    assert_eq!((number(&results["settings"]["idle"]), &results["sweeps"][0]["parameter"]), (300, &"sockets".into()));
+    let points = results["sweeps"][0]["points"].as_array().unwrap();
+    assert_eq!(points.iter().map(|point| number(&point["value"])).collect::<Vec<_>>(), [10, 100, 1000, 10_000]);
+    assert!(points.iter().all(|point| point["subjects"].as_array().unwrap().len() == 2), "{results}");
+    assert!(stdout.contains("\n sockets "), "{stdout}");
+    // What one server cannot do is said, and does not end the run.
+    let (_, stdout, _, _) = quick(&["echo-select", "--idle", "2000"]);
+    let expected = "echo-select: not measured: echo-select does not listen: Error: cannot select on descriptor 20";
+    assert!(stdout.contains(expected), "{stdout}");
+}
+
+fn gso(_: &Row) {
+    let (status, stdout, _, results) = quick(&["echo-blocking", "--gso", "--window", "128"]);
+    assert_eq!((status, &results["settings"]["gso"]), (Some(0), &true.into()), "{stdout}");
+    let closed = &subjects(&results)[0]["closed_loop"];
+    let faults = ["lost", "duplicates", "reordered", "corrupt"].map(|fault| number(&closed[fault]));
+    assert!(number(&closed["received"]) > 1000 && faults == [0; 4], "{closed}");
+}
+
+/// More than a server can answer: what was never sent is counted, and its lateness is in the corrected latency only.
+fn overload(_: &Row) {
+    let (status, stdout, _, results) = quick(&["echo-blocking", "--rate", "10000000"]);
+    let open = &subjects(&results)[0]["open_loop"];
+    assert_eq!(status, Some(0));
+    assert!(number(&open["unsent"]) > 10_000, "{open}");
+    assert!(number(&open["corrected_ns"]["p50"]) > 5 * number(&open["uncorrected_ns"]["p50"]), "{open}");
+    assert!(stdout.contains("echo-blocking: did not keep 10000000 datagrams/s: "), "{stdout}");
+}
+
+/// The rounds before its end are kept.
+fn reference_that_ends(_: &Row) {
+    let dying = format!("dies={} --bind {{addr}} --count 100000", bin("echo-blocking").display());
+    let (status, stdout, _, results) = quick(&["echo-blocking", "--peer", &dying, "--reference", "dies"]);
+    assert_eq!((status, subjects(&results).len()), (Some(1), 1), "{stdout}");
+    assert!(stdout.contains("dies: not measured: "), "{stdout}");
+    assert!(stdout.contains("; the rounds before it are kept"), "{stdout}");
+}
+
+/// The figures are not judged: the machine is busy.
+fn self_test(row: &Row) {
+    let (status, stdout, stderr) = run(row.name, &["--self-test", "echo-epoll-edge"]);
+    assert!(status == Some(0) || status == Some(1) && stdout.contains("too slow"), "{stdout}{stderr}");
+    assert!(stdout.starts_with("echo-blocking ") && stdout.contains(" times as many ("), "{stdout}");
 }
 
 fn conditions(_: &Row) {
@@ -104,10 +247,10 @@ fn subjects_that_fail(_: &Row) {
         quick(&["echo-blocking", "--peer", "silent=sleep 60; true {port}", "--peer", &dying]);
     assert_eq!(status, Some(1));
     let failed: Vec<_> = results["failures"].as_array().unwrap().iter().map(|failure| &failure["name"]).collect();
-    assert_eq!(failed, ["silent", "dies"]);
+    assert_eq!(failed, ["dies", "silent"]);
     assert!(stdout.contains("silent: not measured: silent does not echo: no answer on 127.0.0.1:"), "{stdout}");
     assert!(stdout.contains("dies: not measured: "), "{stdout}");
-    assert_eq!(results["subjects"].as_array().unwrap().len(), 1);
+    assert_eq!(subjects(&results).len(), 1);
 }
 
 fn children(of: &Child) -> Vec<PathBuf> {

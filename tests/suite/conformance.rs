@@ -8,7 +8,7 @@ use std::process::Command;
 use std::thread;
 
 pub fn checks() -> Vec<Check> {
-    let table: [(&str, Run); 13] = [
+    let table: [(&str, Run); 14] = [
         ("sizes", |row| sizes(row, "127.0.0.1:0")),
         ("sizes_ipv6", |row| sizes(row, "[::1]:0")),
         ("wildcard_address", wildcard_address),
@@ -22,6 +22,7 @@ pub fn checks() -> Vec<Check> {
         ("port_in_use", port_in_use),
         ("bad_flags", bad_flags),
         ("help", help),
+        ("idle_sockets", idle_sockets),
     ];
     let mut checks: Vec<_> = table.map(|(name, run)| check(name, Needs::Nothing, run)).into();
     // Wine lets a program bind any address.
@@ -172,4 +173,23 @@ fn help(row: &Row) {
     for flag in ["--bind", "--queue", "--max-size", "--count", "--recv-buffer", "--verbose", "--json", "[default: 8]"] {
         assert!(stdout.contains(flag), "{flag} in {stdout}");
     }
+}
+
+/// A server that can wait for many sockets opens them, and echoes as ever.
+fn idle_sockets(row: &Row) {
+    if !row.takes_sockets {
+        let (status, _, stderr) = run(row.name, &["--sockets", "3"]);
+        assert!(status == Some(2) && stderr.contains("unexpected argument '--sockets'"), "{stderr}");
+        return;
+    }
+    let server = Server::start(row, &["--sockets", "200"]);
+    #[cfg(target_os = "linux")]
+    {
+        let open = std::fs::read_dir(format!("/proc/{}/fd", server.pid())).unwrap().flatten();
+        let target = |entry: std::fs::DirEntry| std::fs::read_link(entry.path()).unwrap_or_default();
+        let sockets = open.map(target).filter(|path| path.to_string_lossy().starts_with("socket:")).count();
+        assert!(sockets >= 200, "{sockets} sockets");
+    }
+    server.client().echo_numbers(0..20);
+    server.stop();
 }

@@ -30,6 +30,8 @@ enum Needs {
     Strace,
     #[cfg(target_os = "linux")]
     RawSocket,
+    #[cfg(target_os = "linux")]
+    Tracepoints,
 }
 
 impl Needs {
@@ -44,6 +46,10 @@ impl Needs {
             Needs::Strace if !*STRACE => Some("needs strace: apt-get install strace"),
             #[cfg(target_os = "linux")]
             Needs::RawSocket if faults::raw_socket().is_err() => Some("needs CAP_NET_RAW: run as root"),
+            #[cfg(target_os = "linux")]
+            Needs::Tracepoints if std::fs::read("/sys/kernel/tracing/events/raw_syscalls/sys_enter/id").is_err() => {
+                Some("needs root, and tracefs: mount -t tracefs tracefs /sys/kernel/tracing")
+            }
             _ => None,
         }
     }

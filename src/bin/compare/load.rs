@@ -1,9 +1,12 @@
-//! A closed-loop load: a window of datagrams outstanding, spread over several sockets, each checked when it comes back.
+//! A load: datagrams over several sockets, each checked when it comes back. Closed loop: a window of them is always
+//! outstanding. Open loop: one is due at every tick of a schedule, whatever the server does.
 
+use crate::wire::{Batch, Segments, Wire};
 use hdrhistogram::Histogram;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use std::io;
 use std::net::{SocketAddr, UdpSocket};
-use std::os::fd::AsRawFd;
+use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
 /// Sequence number and slice number.
@@ -12,156 +15,228 @@ const HEADER: usize = 12;
 const LOST_AFTER: Duration = Duration::from_millis(250);
 
 /// The shape of a load.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Shape {
     pub flows: usize,
-    /// Datagrams outstanding, over all flows.
+    /// Datagrams outstanding at most, over all flows.
     pub window: usize,
-    /// Bytes of each datagram.
-    pub size: usize,
+    /// Bytes of the datagrams, in turn.
+    pub sizes: Vec<usize>,
+    /// Send and receive with segmentation offload.
+    pub gso: bool,
 }
 
 /// What became of the datagrams of one slice.
 pub struct Tally {
     pub received: u64,
     pub lost: u64,
+    /// Open loop: due, but never sent, because the window was full.
+    pub unsent: u64,
     pub duplicates: u64,
     pub reordered: u64,
     pub corrupt: u64,
     /// From the first send to the last answer.
     pub elapsed: Duration,
-    /// Nanoseconds from send to answer, under this load.
+    /// Nanoseconds from send to answer.
     pub latency: Histogram<u64>,
+    /// Open loop: nanoseconds from when it was due to the answer, so that a server that stalls, and thereby delays the
+    /// sends that would have shown it, does not look good (coordinated omission). One unsent counts as it was at the end.
+    pub corrected: Histogram<u64>,
 }
 
 impl Tally {
     pub fn new() -> Self {
         // From 100 ns to a minute, with three digits: always valid bounds.
         let latency = Histogram::new_with_bounds(100, 60_000_000_000, 3).expect("valid bounds");
-        let elapsed = Duration::ZERO;
-        Self { received: 0, lost: 0, duplicates: 0, reordered: 0, corrupt: 0, elapsed, latency }
+        let (corrected, elapsed) = (latency.clone(), Duration::ZERO);
+        Self { received: 0, lost: 0, unsent: 0, duplicates: 0, reordered: 0, corrupt: 0, elapsed, latency, corrected }
     }
 
     /// Adds what another slice gave.
     pub fn add(&mut self, other: &Self) {
         self.received += other.received;
         self.lost += other.lost;
+        self.unsent += other.unsent;
         self.duplicates += other.duplicates;
         self.reordered += other.reordered;
         self.corrupt += other.corrupt;
         self.elapsed += other.elapsed;
         self.latency.add(&other.latency).expect("the same bounds");
+        self.corrected.add(&other.corrected).expect("the same bounds");
     }
 }
 
 /// Sockets connected to one server, with all memory that a slice needs.
 pub struct Load {
     flows: Vec<Flow>,
+    content: Content,
+    /// Wait for answers instead of spinning: a client that spins keeps a core from the kernel's own work, and with
+    /// segmentation offload much of the path runs there.
+    waits: bool,
+}
+
+/// What is sent, and has to come back.
+struct Content {
     slice: u32,
+    sizes: Vec<usize>,
+    pattern: Vec<u8>,
 }
 
 struct Flow {
     socket: UdpSocket,
-    out: Batch,
-    back: Batch,
-    /// When each outstanding datagram was sent, by sequence number modulo the length.
-    pending: Vec<Option<(u64, Instant)>>,
+    wire: Box<dyn Wire>,
+    window: usize,
+    /// Each outstanding datagram, by sequence number modulo the length.
+    pending: Vec<Option<Pending>>,
     outstanding: usize,
     next: u64,
     expected: u64,
+    schedule: Option<Schedule>,
+}
+
+#[derive(Clone, Copy)]
+struct Pending {
+    sequence: u64,
+    due: Instant,
+    sent: Instant,
+}
+
+/// Open loop: when the next datagram is due, and how long after it the one behind it.
+struct Schedule {
+    next: Instant,
+    interval: Duration,
+}
+
+impl Schedule {
+    /// Datagrams due before `now`.
+    fn due(&self, now: Instant) -> usize {
+        let late = now.saturating_duration_since(self.next).as_nanos();
+        late.div_ceil(self.interval.as_nanos().max(1)) as usize
+    }
 }
 
 impl Load {
-    pub fn new(server: SocketAddr, shape: Shape) -> io::Result<Self> {
+    /// To `server`; without one, each socket to itself: what the client alone can do.
+    pub fn new(server: Option<SocketAddr>, shape: &Shape) -> io::Result<Self> {
         let window = shape.window.div_ceil(shape.flows);
-        let any: SocketAddr = if server.is_ipv4() { ([127, 0, 0, 1], 0).into() } else { ([0u16; 8], 0).into() };
+        let largest = shape.sizes.iter().copied().max().unwrap_or(HEADER);
+        let pattern: Vec<u8> = (0..largest).map(|at| (at * 31 + 7) as u8).collect();
         let flow = |_| {
-            let socket = UdpSocket::bind(any)?;
-            socket.connect(server)?;
+            let socket = UdpSocket::bind("127.0.0.1:0")?;
+            socket.connect(server.map_or_else(|| socket.local_addr(), Ok)?)?;
             socket.set_nonblocking(true)?;
-            Ok(Flow {
-                socket,
-                out: Batch::new(window, shape.size),
-                back: Batch::new(window, shape.size + 1),
-                // Longer than the window, so that a late answer is told from one that is outstanding.
-                pending: vec![None; window * 4],
-                outstanding: 0,
-                next: 0,
-                expected: 0,
-            })
+            let wire: Box<dyn Wire> = match shape.gso {
+                true => Box::new(Segments::new(&socket, window, &pattern)?),
+                false => Box::new(Batch::new(window, &pattern)),
+            };
+            // Longer than the window, so that a late answer is told from one that is outstanding.
+            let pending = vec![None; window * 4];
+            Ok(Flow { socket, wire, window, pending, outstanding: 0, next: 0, expected: 0, schedule: None })
         };
-        Ok(Self { flows: (0..shape.flows).map(flow).collect::<io::Result<_>>()?, slice: 0 })
+        let flows = (0..shape.flows).map(flow).collect::<io::Result<_>>()?;
+        Ok(Self { flows, content: Content { slice: 0, sizes: shape.sizes.clone(), pattern }, waits: shape.gso })
     }
 
-    /// Keeps the window full for `duration`, then waits for what is outstanding.
-    pub fn run(&mut self, duration: Duration) -> io::Result<Tally> {
-        self.slice += 1;
+    /// Loads the server for `duration`, then waits for what is outstanding. Closed loop: keeps the window full. With a
+    /// `rate`, in datagrams per second: open loop, in which the window only bounds what a stalled server is sent.
+    pub fn run(&mut self, duration: Duration, rate: Option<u32>) -> io::Result<Tally> {
+        self.content.slice += 1;
         let mut tally = Tally::new();
         let start = Instant::now();
         let (end, mut progress) = (start + duration, start);
+        let count = self.flows.len() as u32;
+        for (flow, number) in self.flows.iter_mut().zip(0..) {
+            flow.schedule = rate.map(|rate| {
+                let tick = Duration::from_secs(1) / rate;
+                Schedule { next: start + tick * number, interval: tick * count }
+            });
+        }
         loop {
-            let mut outstanding = 0;
+            let (mut outstanding, mut got) = (0, false);
             for flow in &mut self.flows {
                 let now = Instant::now();
                 if now < end {
-                    flow.send(self.slice, now)?;
+                    flow.send(&self.content, now)?;
                 }
-                if flow.receive(self.slice, &mut tally)? {
-                    progress = Instant::now();
-                }
+                got |= flow.receive(&self.content, &mut tally)?;
                 outstanding += flow.outstanding;
             }
-            if progress.elapsed() > LOST_AFTER {
+            if got {
+                progress = Instant::now();
+            } else if progress.elapsed() > LOST_AFTER {
                 tally.lost += self.flows.iter_mut().map(Flow::give_up).sum::<u64>();
                 (outstanding, progress) = (0, Instant::now());
+            } else if self.waits && rate.is_none() {
+                self.wait()?;
             }
             if outstanding == 0 && Instant::now() >= end {
+                self.flows.iter().for_each(|flow| flow.unsent(end, &mut tally));
                 tally.elapsed = progress - start;
                 return Ok(tally);
             }
         }
     }
+
+    /// Until an answer is there, or for a millisecond.
+    fn wait(&self) -> io::Result<()> {
+        let mut descriptors: Vec<_> =
+            self.flows.iter().map(|flow| PollFd::new(flow.socket.as_fd(), PollFlags::POLLIN)).collect();
+        match poll(&mut descriptors, PollTimeout::from(1u8)) {
+            Ok(_) | Err(nix::errno::Errno::EINTR) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
 }
 
 impl Flow {
-    fn send(&mut self, slice: u32, now: Instant) -> io::Result<()> {
-        let room = self.out.len() - self.outstanding;
-        for at in 0..room {
-            let datagram = self.out.datagram(at);
-            datagram[..8].copy_from_slice(&(self.next + at as u64).to_le_bytes());
-            datagram[8..HEADER].copy_from_slice(&slice.to_le_bytes());
+    fn send(&mut self, content: &Content, now: Instant) -> io::Result<()> {
+        let room = self.window - self.outstanding;
+        let count = self.schedule.as_ref().map_or(room, |schedule| schedule.due(now).min(room));
+        if count == 0 {
+            return Ok(());
         }
-        let sent = if room > 0 { self.out.send(&self.socket, room)? } else { 0 };
+        for (at, sequence) in (0..count).zip(self.next..) {
+            let datagram = self.wire.outgoing(at, content.size(sequence));
+            datagram[..8].copy_from_slice(&sequence.to_le_bytes());
+            datagram[8..HEADER].copy_from_slice(&content.slice.to_le_bytes());
+        }
+        let sent = self.wire.send(&self.socket, count)?;
         for _ in 0..sent {
+            let due = self.schedule.as_mut().map_or(now, |schedule| {
+                let due = schedule.next;
+                schedule.next += schedule.interval;
+                due
+            });
             let slots = self.pending.len() as u64;
-            self.pending[(self.next % slots) as usize] = Some((self.next, now));
+            self.pending[(self.next % slots) as usize] = Some(Pending { sequence: self.next, due, sent: now });
             self.next += 1;
         }
         self.outstanding += sent;
         Ok(())
     }
 
-    fn receive(&mut self, slice: u32, tally: &mut Tally) -> io::Result<bool> {
-        let got = self.back.receive(&self.socket)?;
+    fn receive(&mut self, content: &Content, tally: &mut Tally) -> io::Result<bool> {
+        let got = self.wire.receive(&self.socket)?;
         let now = Instant::now();
         for at in 0..got {
-            let (datagram, size) = (self.back.received(at), self.out.size);
-            if datagram.len() != size || datagram[HEADER..] != self.out.pattern()[HEADER..] {
+            let datagram = self.wire.incoming(at);
+            let Some((sequence, slice)) = content.check(datagram) else {
                 tally.corrupt += 1;
                 continue;
-            }
-            let (sequence, rest) = datagram.split_at(8);
-            let sequence = u64::from_le_bytes(sequence.try_into().expect("8 bytes"));
+            };
             let slots = self.pending.len() as u64;
             let slot = &mut self.pending[(sequence % slots) as usize];
             match *slot {
-                Some((outstanding, sent)) if outstanding == sequence && rest[..4] == slice.to_le_bytes() => {
+                Some(pending) if pending.sequence == sequence && slice == content.slice => {
                     *slot = None;
                     self.outstanding -= 1;
                     tally.received += 1;
                     tally.reordered += u64::from(sequence < self.expected);
                     self.expected = self.expected.max(sequence + 1);
-                    tally.latency.saturating_record((now - sent).as_nanos() as u64);
+                    tally.latency.saturating_record((now - pending.sent).as_nanos() as u64);
+                    if self.schedule.is_some() {
+                        tally.corrected.saturating_record((now - pending.due).as_nanos() as u64);
+                    }
                 }
                 _ => tally.duplicates += 1,
             }
@@ -173,71 +248,32 @@ impl Flow {
         self.pending.fill(None);
         std::mem::take(&mut self.outstanding) as u64
     }
-}
 
-/// Datagrams for one call of sendmmsg or recvmmsg, in one piece of memory.
-struct Batch {
-    size: usize,
-    bytes: Vec<u8>,
-    pattern: Vec<u8>,
-    headers: Vec<libc::mmsghdr>,
-    // The headers point to these, and these into the bytes. None of the three is ever resized.
-    _vectors: Vec<libc::iovec>,
-}
-
-impl Batch {
-    fn new(len: usize, size: usize) -> Self {
-        let pattern: Vec<u8> = (0..size).map(|at| (at * 31 + 7) as u8).collect();
-        let mut bytes = pattern.repeat(len);
-        let vector = |datagram: &mut [u8]| libc::iovec { iov_base: datagram.as_mut_ptr().cast(), iov_len: size };
-        let mut vectors: Vec<_> = bytes.chunks_exact_mut(size).map(vector).collect();
-        let header = |vector: &mut libc::iovec| {
-            // SAFETY: all zeroes is a valid mmsghdr: no name, no control data.
-            let mut header: libc::mmsghdr = unsafe { std::mem::zeroed() };
-            (header.msg_hdr.msg_iov, header.msg_hdr.msg_iovlen) = (vector, 1);
-            header
-        };
-        let headers = vectors.iter_mut().map(header).collect();
-        Self { size, bytes, pattern, headers, _vectors: vectors }
-    }
-
-    fn len(&self) -> usize {
-        self.headers.len()
-    }
-
-    fn pattern(&self) -> &[u8] {
-        &self.pattern
-    }
-
-    fn datagram(&mut self, at: usize) -> &mut [u8] {
-        &mut self.bytes[at * self.size..][..self.size]
-    }
-
-    fn received(&self, at: usize) -> &[u8] {
-        &self.bytes[at * self.size..][..self.headers[at].msg_len as usize]
-    }
-
-    fn send(&mut self, socket: &UdpSocket, count: usize) -> io::Result<usize> {
-        // SAFETY: the first `count` headers and what they point to live as long as `self`.
-        calls(unsafe { libc::sendmmsg(socket.as_raw_fd(), self.headers.as_mut_ptr(), count as u32, 0) })
-    }
-
-    fn receive(&mut self, socket: &UdpSocket) -> io::Result<usize> {
-        let count = self.headers.len() as u32;
-        // SAFETY: as in `send`; the kernel writes into `bytes` only, which nothing else borrows.
-        calls(unsafe { libc::recvmmsg(socket.as_raw_fd(), self.headers.as_mut_ptr(), count, 0, std::ptr::null_mut()) })
+    /// Counts what was due before `end` and is still here.
+    fn unsent(&self, end: Instant, tally: &mut Tally) {
+        let Some(schedule) = &self.schedule else { return };
+        let count = schedule.due(end) as u32;
+        tally.unsent += u64::from(count);
+        for number in 0..count {
+            let late = end - (schedule.next + schedule.interval * number);
+            tally.corrected.saturating_record(late.as_nanos() as u64);
+        }
     }
 }
 
-/// A count of datagrams; none if the call would have blocked, was interrupted, or reported an earlier refusal (ICMP).
-fn calls(result: i32) -> io::Result<usize> {
-    let error = match usize::try_from(result) {
-        Ok(count) => return Ok(count),
-        Err(_) => io::Error::last_os_error(),
-    };
-    match error.kind() {
-        io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted | io::ErrorKind::ConnectionRefused => Ok(0),
-        _ => Err(error),
+impl Content {
+    fn size(&self, sequence: u64) -> usize {
+        self.sizes[(sequence % self.sizes.len() as u64) as usize]
+    }
+
+    /// The sequence and slice number of a datagram, if it is as it was sent.
+    fn check(&self, datagram: &[u8]) -> Option<(u64, u32)> {
+        let (sequence, rest) = datagram.split_first_chunk()?;
+        let (slice, _) = rest.split_first_chunk()?;
+        let sequence = u64::from_le_bytes(*sequence);
+        let size = self.size(sequence);
+        let intact = datagram.len() == size && datagram[HEADER..] == self.pattern[HEADER..size];
+        intact.then_some((sequence, u32::from_le_bytes(*slice)))
     }
 }
 
@@ -247,8 +283,16 @@ mod tests {
     use std::sync::Arc;
     use std::sync::atomic::{AtomicBool, Ordering};
 
-    /// Runs a short load against a server that treats its `n`th datagram as `answer` says.
+    fn shape(sizes: Vec<usize>, gso: bool) -> Shape {
+        Shape { flows: 2, window: 8, sizes, gso }
+    }
+
     fn against(answer: impl Fn(u64, &UdpSocket, &mut [u8], SocketAddr) + Send + 'static) -> Tally {
+        loaded(None, answer)
+    }
+
+    /// Runs a short load against a server that treats its `n`th datagram as `answer` says.
+    fn loaded(rate: Option<u32>, answer: impl Fn(u64, &UdpSocket, &mut [u8], SocketAddr) + Send + 'static) -> Tally {
         let server = UdpSocket::bind("127.0.0.1:0").unwrap();
         let addr = server.local_addr().unwrap();
         server.set_read_timeout(Some(Duration::from_millis(10))).unwrap();
@@ -264,8 +308,8 @@ mod tests {
                 }
             }
         });
-        let mut load = Load::new(addr, Shape { flows: 2, window: 8, size: 64 }).unwrap();
-        let tally = load.run(Duration::from_millis(50)).unwrap();
+        let mut load = Load::new(Some(addr), &shape(vec![64], false)).unwrap();
+        let tally = load.run(Duration::from_millis(50), rate).unwrap();
         over.store(true, Ordering::Relaxed);
         thread.join().unwrap();
         tally
@@ -318,6 +362,37 @@ mod tests {
             echo(server, &datagram[..len], peer);
         });
         assert_eq!((cut.lost, cut.duplicates, cut.corrupt), (1, 0, 1));
+    }
+
+    #[test]
+    fn every_size_of_a_mix_comes_back() {
+        // To itself: what is sent is what comes back.
+        for (sizes, gso) in [(vec![16, 1400, 64], false), (vec![9000], false), (vec![100], true), (vec![9000], true)] {
+            let tally = Load::new(None, &shape(sizes, gso)).unwrap().run(Duration::from_millis(20), None).unwrap();
+            assert!(tally.received > 20, "{}", tally.received);
+            assert_eq!((tally.lost, tally.duplicates, tally.reordered, tally.corrupt), (0, 0, 0, 0));
+        }
+    }
+
+    #[test]
+    fn an_open_loop_keeps_its_rate() {
+        let tally = loaded(Some(2000), |_, server, datagram, peer| echo(server, datagram, peer));
+        assert_eq!((tally.received, tally.unsent, tally.lost), (100, 0, 0));
+        assert_eq!(tally.corrected.len(), 100);
+    }
+
+    /// While the server stalls, a window of 8 is all that the uncorrected figure sees; 40 datagrams were due.
+    #[test]
+    fn a_stall_shows_in_the_corrected_latency() {
+        let tally = loaded(Some(2000), |number, server, datagram, peer| {
+            if number == 40 {
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            echo(server, datagram, peer);
+        });
+        let slow = |histogram: &Histogram<u64>| histogram.count_between(2_000_000, u64::MAX);
+        let (uncorrected, corrected) = (slow(&tally.latency), slow(&tally.corrected));
+        assert!(uncorrected <= 16 && corrected >= 30, "{uncorrected} and {corrected}");
     }
 
     #[test]

@@ -13,6 +13,14 @@ fn main() -> echo_lab::Result<()> {
 }
 
 #[cfg(target_os = "linux")]
+mod args;
+#[cfg(target_os = "linux")]
+mod calls;
+#[cfg(target_os = "linux")]
+mod condition;
+#[cfg(target_os = "linux")]
+mod export;
+#[cfg(target_os = "linux")]
 mod load;
 #[cfg(target_os = "linux")]
 mod results;
@@ -22,6 +30,10 @@ mod run;
 mod stats;
 #[cfg(target_os = "linux")]
 mod subject;
+#[cfg(target_os = "linux")]
+mod table;
+#[cfg(target_os = "linux")]
+mod wire;
 
 #[cfg(target_os = "linux")]
 fn main() -> echo_lab::Result<std::process::ExitCode> {

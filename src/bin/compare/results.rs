@@ -1,86 +1,163 @@
-//! What was found, as a table and as JSON, and the conditions that it is held against.
+//! What a run found. docs/compare.schema.json is made from these types and their comments.
 
-use crate::stats::Estimate;
-use comfy_table::{CellAlignment, Table, presets};
-use echo_lab::{Attempt, Error, Result};
+use crate::calls::Source;
+use crate::stats::{Estimate, Noise};
 use hdrhistogram::Histogram;
 use serde::Serialize;
 use std::collections::BTreeMap;
+use std::fs;
+#[cfg(test)]
+use std::path::Path;
 
-/// Everything that one run found. `schema` grows when a field changes its meaning or goes.
+/// Everything that one run found. `schema` grows when a field changes its meaning or goes; new fields may come.
 #[derive(Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Results {
+    /// The version of this form.
     pub schema: u32,
+    /// The arguments of the run.
     pub command: Vec<String>,
     pub environment: Environment,
     pub settings: Settings,
+    /// The server that the others are compared with.
     pub reference: String,
     /// The reference against itself: no difference within this can be told.
     pub noise: Noise,
+    /// Cheapest first.
     pub subjects: Vec<Figures>,
     pub failures: Vec<Failure>,
+    /// What is missing or reduced, why, and what would help.
+    pub notes: Vec<String>,
+    pub sweeps: Vec<Sweep>,
 }
 
+/// Where it ran.
 #[derive(Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Environment {
+    /// Of this tool and its servers.
     pub version: &'static str,
+    /// When it began: RFC 3339, UTC.
+    pub date: String,
     pub kernel: String,
     pub cpu: String,
     pub cores: usize,
+    /// Servers on core 0, client on core 1.
     pub pinned: bool,
-    pub unix_time: u64,
+    /// The frequency governor of core 0; `null` where there is none to be seen.
+    pub governor: Option<String>,
+    /// The processor's vulnerabilities and what the kernel does about them, where it is affected.
+    pub mitigations: BTreeMap<String, String>,
+    /// The libraries that this build uses, with their versions.
+    pub crates: BTreeMap<String, String>,
 }
 
 #[derive(Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Settings {
+    /// Client sockets.
     pub flows: usize,
+    /// Datagrams outstanding over all flows, closed loop.
     pub window: usize,
-    pub size: usize,
+    /// Bytes of the datagrams, in turn.
+    pub sizes: Vec<usize>,
+    /// Whether the client sends and receives with segmentation offload.
+    pub gso: bool,
+    /// Datagrams per second, open loop.
+    pub rate: u32,
+    /// More sockets that each server keeps in its wait.
+    pub idle: usize,
     pub rounds: usize,
     pub slice_ms: u64,
-}
-
-#[derive(Serialize)]
-pub struct Noise {
-    pub x_eps: Estimate,
-    pub x_cpu: Estimate,
+    /// How system calls were counted; `null` if that was not possible.
+    pub calls_counted_by: Option<Source>,
 }
 
 /// A subject that could not be measured, and why.
-#[derive(Serialize)]
+#[derive(Clone, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Failure {
     pub name: String,
     pub reason: String,
 }
 
+/// A ratio to the reference, measured directly before.
+#[derive(Clone, Copy, Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct Ratio {
+    #[serde(flatten)]
+    pub estimate: Estimate,
+    /// Within the noise: no difference to the reference.
+    pub tie: bool,
+}
+
+/// What one subject gave.
 #[derive(Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Figures {
     pub name: String,
+    /// 1 and the number of subjects that are clearly cheaper by CPU: further away than the noise.
+    pub rank: usize,
+    pub closed_loop: Closed,
+    pub open_loop: Open,
+    /// System calls for each echo by name; `null` if they could not be counted.
+    pub calls: Option<CallsPerEcho>,
+    /// Resident, after the load.
+    pub memory_kib: u64,
+}
+
+/// With the window always full: throughput and cost.
+#[derive(Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct Closed {
     pub echoes_per_second: f64,
+    /// Of the server, user and kernel.
     pub cpu_ns_per_echo: f64,
     /// Echoes per second against the reference: more is better.
-    pub x_eps: Estimate,
+    pub x_eps: Ratio,
     /// CPU time per echo against the reference: less is better.
-    pub x_cpu: Estimate,
-    /// Within the noise, by CPU.
-    pub tie: bool,
+    pub x_cpu: Ratio,
     pub context_switches_per_echo: f64,
-    pub memory_kib: u64,
     pub received: u64,
     pub lost: u64,
+    /// Of all that was lost, in open loop too: in the receive buffer of the server.
     pub lost_in_receive_buffer: u64,
     pub duplicates: u64,
     pub reordered: u64,
     pub corrupt: u64,
-    pub latency_ns: Latency,
-    /// By name; `null` where strace could not be used.
-    pub calls_per_echo_one_outstanding: Option<BTreeMap<String, f64>>,
-    pub calls_per_echo_loaded: Option<BTreeMap<String, f64>>,
+    /// It holds the time that a datagram waited for those before it in the window.
+    pub latency_ns: Percentiles,
 }
 
-/// Under the closed loop of the throughput slices: it holds the time that a datagram waited for those before it.
+/// At a fixed rate: latency.
 #[derive(Serialize)]
-pub struct Latency {
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct Open {
+    pub received: u64,
+    pub lost: u64,
+    /// Due, but not sent: the server did not keep the rate.
+    pub unsent: u64,
+    pub cpu_ns_per_echo: f64,
+    pub context_switches_per_echo: f64,
+    /// From the time when a datagram was due.
+    pub corrected_ns: Percentiles,
+    /// From the time when it was sent: later, if the server stalled.
+    pub uncorrected_ns: Percentiles,
+}
+
+#[derive(Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct CallsPerEcho {
+    /// With one datagram outstanding.
+    pub one_outstanding: BTreeMap<String, f64>,
+    /// With the window full.
+    pub loaded: BTreeMap<String, f64>,
+}
+
+/// From a histogram with three significant digits.
+#[derive(Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct Percentiles {
     pub min: u64,
     pub p50: u64,
     pub p90: u64,
@@ -90,7 +167,47 @@ pub struct Latency {
     pub max: u64,
 }
 
-impl From<&Histogram<u64>> for Latency {
+/// One setting varied: fewer rounds, closed loop only.
+#[derive(Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct Sweep {
+    pub parameter: Parameter,
+    pub points: Vec<Point>,
+}
+
+/// What a sweep varies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, clap::ValueEnum)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(rename_all = "lowercase")]
+pub enum Parameter {
+    /// Sockets that the server waits for; one of them is active, with one datagram outstanding
+    Sockets,
+    /// Bytes of each datagram
+    Size,
+    /// Datagrams outstanding
+    Window,
+}
+
+#[derive(Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct Point {
+    pub value: usize,
+    pub noise: Noise,
+    pub subjects: Vec<PointFigures>,
+    pub failures: Vec<Failure>,
+}
+
+#[derive(Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct PointFigures {
+    pub name: String,
+    pub echoes_per_second: f64,
+    pub cpu_ns_per_echo: f64,
+    pub x_eps: Ratio,
+    pub x_cpu: Ratio,
+}
+
+impl From<&Histogram<u64>> for Percentiles {
     fn from(histogram: &Histogram<u64>) -> Self {
         let at = |quantile| histogram.value_at_quantile(quantile);
         Self {
@@ -105,120 +222,41 @@ impl From<&Histogram<u64>> for Latency {
     }
 }
 
-impl Results {
-    /// The table, cheapest first; subjects within the noise say so instead of a rank.
-    pub fn table(&self) -> String {
-        let mut table = Table::new();
-        table.load_preset(presets::NOTHING).set_header([
-            "server", "echoes/s", "x_eps", "CPU ns", "x_cpu", "95 %", "calls", "p50 µs", "p99 µs", "lost", "",
-        ]);
-        for column in table.column_iter_mut().skip(1) {
-            column.set_cell_alignment(CellAlignment::Right);
-        }
-        for figures in &self.subjects {
-            let verdict = match figures.tie {
-                _ if figures.name == self.reference => "ref",
-                true => "tie",
-                false => "",
-            };
-            let calls = figures.calls_per_echo_loaded.as_ref().map(|calls| calls.values().sum::<f64>());
-            table.add_row([
-                figures.name.clone(),
-                format!("{:.0}", figures.echoes_per_second),
-                format!("{:.2}", figures.x_eps.median),
-                format!("{:.0}", figures.cpu_ns_per_echo),
-                format!("{:.2}", figures.x_cpu.median),
-                format!("{:.2}-{:.2}", figures.x_cpu.low, figures.x_cpu.high),
-                calls.map_or("?".into(), |calls| format!("{calls:.2}")),
-                format!("{:.0}", figures.latency_ns.p50 as f64 / 1000.0),
-                format!("{:.0}", figures.latency_ns.p99 as f64 / 1000.0),
-                figures.lost.to_string(),
-                verdict.into(),
-            ]);
-        }
-        let Estimate { median, low, high } = self.noise.x_cpu;
-        let mut text = format!(
-            "{}\nreference {}; against itself x_cpu {median:.2} ({low:.2}-{high:.2}): within that is a tie\n",
-            table.to_string().trim_end(),
-            self.reference
-        );
-        for Failure { name, reason } in &self.failures {
-            text += &format!("{name}: not measured: {reason}\n");
-        }
-        text
-    }
-}
-
-/// A condition such as `echo-epoll-edge.x_cpu < 1.2`.
-#[derive(Clone, Debug)]
-pub struct Condition {
-    text: String,
-    subject: String,
-    figure: String,
-    less: bool,
-    bound: f64,
-}
-
-impl std::str::FromStr for Condition {
-    type Err = Error;
-
-    fn from_str(text: &str) -> Result<Self> {
-        let form = || Error::new(format!("cannot read {text:?}: the form is SERVER.x_cpu < 1.2, x_eps, < or >"));
-        let (at, sign) = text.char_indices().find(|(_, c)| ['<', '>'].contains(c)).ok_or_else(form)?;
-        let (subject, figure) = text[..at].trim().rsplit_once('.').ok_or_else(form)?;
-        if !["x_cpu", "x_eps"].contains(&figure) {
-            return Err(form());
-        }
-        let bound = text[at + 1..].trim().parse().map_err(|_| form())?;
-        let (subject, figure) = (subject.into(), figure.into());
-        Ok(Self { text: text.into(), subject, figure, less: sign == '<', bound })
-    }
-}
-
-impl Condition {
-    /// Whose figure it is about.
-    pub fn subject(&self) -> &str {
-        &self.subject
-    }
-
-    /// Holds only if the whole interval is on the right side. Otherwise says what is the matter.
-    pub fn check(&self, results: &Results) -> std::result::Result<(), String> {
-        let Some(figures) = results.subjects.iter().find(|figures| figures.name == self.subject) else {
-            return Err(format!("{}: {} was not measured", self.text, self.subject));
-        };
-        let value = if self.figure == "x_cpu" { figures.x_cpu } else { figures.x_eps };
-        let Estimate { median, low, high } = value;
-        let holds = if self.less { high < self.bound } else { low > self.bound };
-        let fails = if self.less { low >= self.bound } else { high <= self.bound };
-        let what = match (holds, fails) {
-            (true, _) => return Ok(()),
-            (_, true) => "fails",
-            _ => "cannot be decided within the noise",
-        };
-        Err(format!("{}: {what}: {median:.3} ({low:.3}-{high:.3})", self.text))
-    }
-}
-
 /// Kernel, processor and the like, as far as they can be read.
-pub fn environment(pinned: bool) -> Environment {
-    let read = |path| std::fs::read_to_string(path).unwrap_or_default();
-    let cpuinfo = read("/proc/cpuinfo");
+pub fn environment(cores: usize, pinned: bool) -> Environment {
+    let read = |path: &str| fs::read_to_string(path).ok().map(|text| text.trim().to_string());
+    let cpuinfo = read("/proc/cpuinfo").unwrap_or_default();
     let model = cpuinfo.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": "));
-    let time = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    let vulnerabilities = fs::read_dir("/sys/devices/system/cpu/vulnerabilities").into_iter().flatten().flatten();
+    let mitigations = vulnerabilities.filter_map(|entry| {
+        let state = read(entry.path().to_str()?).filter(|state| state != "Not affected")?;
+        Some((entry.file_name().into_string().ok()?, state))
+    });
     Environment {
         version: env!("CARGO_PKG_VERSION"),
-        kernel: read("/proc/sys/kernel/osrelease").trim().into(),
+        date: humantime::format_rfc3339_seconds(std::time::SystemTime::now()).to_string(),
+        kernel: read("/proc/sys/kernel/osrelease").unwrap_or_default(),
         cpu: model.map_or("unknown", |(_, model)| model).into(),
-        cores: std::thread::available_parallelism().map_or(1, usize::from),
+        cores,
         pinned,
-        unix_time: time.as_secs(),
+        governor: read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
+        mitigations: mitigations.collect(),
+        crates: crates(),
     }
 }
 
-/// Writes the results as JSON.
-pub fn export(path: &std::path::Path, results: &Results) -> Result<()> {
-    let json = serde_json::to_string_pretty(results).attempt("make JSON")?;
-    std::fs::write(path, json + "\n").attempt(format_args!("write {}", path.display()))
+/// The direct dependencies of this package, as Cargo.lock has them.
+fn crates() -> BTreeMap<String, String> {
+    let lock = include_str!("../../../Cargo.lock");
+    let packages: Vec<&str> = lock.split("\n[[package]]\n").collect();
+    let value = |package: &str, key: &str| {
+        let line = package.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(" = "));
+        line.map(|value| value.trim_matches('"').to_string())
+    };
+    let own = packages.iter().find(|package| value(package, "name").as_deref() == Some(env!("CARGO_PKG_NAME")));
+    let needs = |name: &str| own.is_some_and(|own| own.contains(&format!("\n \"{name}\"")));
+    let named = packages.iter().filter_map(|package| Some((value(package, "name")?, value(package, "version")?)));
+    named.filter(|(name, _)| needs(name)).collect()
 }
 
 #[cfg(test)]
@@ -226,13 +264,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn conditions_are_read_or_refused() {
-        let condition: Condition = "echo-poll.x_cpu<1.2".parse().unwrap();
-        assert_eq!((condition.subject(), condition.bound, condition.less), ("echo-poll", 1.2, true));
-        let condition: Condition = "my.peer.x_eps > 0.9".parse().unwrap();
-        assert_eq!((condition.subject(), condition.bound, condition.less), ("my.peer", 0.9, false));
-        for text in ["", "x_cpu < 1", "a.x_cpu = 1", "a.latency < 1", "a.x_cpu < x"] {
-            assert!(text.parse::<Condition>().is_err(), "{text}");
+    fn schema_is_documented() {
+        let schema = serde_json::to_string_pretty(&schemars::schema_for!(Results)).unwrap() + "\n";
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/compare.schema.json");
+        if std::env::var_os("BLESS").is_some_and(|value| value == "1") {
+            fs::write(&path, &schema).unwrap();
         }
+        let found = fs::read_to_string(&path).unwrap_or_default();
+        assert!(found == schema, "{} is out of date: rewrite it with BLESS=1 scripts/test", path.display());
+    }
+
+    #[test]
+    fn crates_are_those_of_the_lock_file() {
+        let crates = crates();
+        assert!(crates["mio"].starts_with("1."), "{crates:?}");
+        assert!(!crates.contains_key("proc-macro2"), "{crates:?}");
     }
 }

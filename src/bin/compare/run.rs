@@ -1,103 +1,68 @@
-//! The command line, and the order of a run.
+//! The order of a run.
 
+use crate::args::{self, Args, Color};
+use crate::calls::Meter;
 use crate::load::{Load, Shape, Tally};
-use crate::results::{Condition, Failure, Figures, Latency, Noise, Results, Settings, environment, export};
-use crate::stats::Estimate;
+use crate::results::{
+    CallsPerEcho, Closed, Failure, Figures, Open, Parameter, Percentiles, Point, PointFigures, Ratio, Results,
+    Settings, Sweep, environment,
+};
+use crate::stats::{Estimate, Noise, ranks};
 use crate::subject::{Program, Subject, pin};
+use crate::{export, table};
+use anstream::ColorChoice;
 use clap::Parser;
-use echo_lab::catalog::{self, Kind};
 use echo_lab::report::print_line;
 use echo_lab::{Attempt, Error, Result, stop};
-use nix::unistd::Pid;
-use std::collections::BTreeMap;
-use std::io::{IsTerminal, Write};
-use std::path::PathBuf;
+use indicatif::{ProgressBar, ProgressStyle};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use std::process::ExitCode;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// Exit status when a condition fails or cannot be decided.
 const CONDITION_FAILED: u8 = 99;
 /// The name under which the reference is measured against itself.
 const AGAIN: &str = "the reference again";
-
-/// What does each echo server cost on this machine? Compares them, each with a reference measured directly before
-#[derive(Parser)]
-#[command(version)]
-struct Args {
-    /// Echo servers of this build (default: all)
-    servers: Vec<String>,
-    /// List the servers of this build
-    #[arg(long)]
-    list: bool,
-    /// Another echo server: a command for the shell that listens on {addr} or {port} of 127.0.0.1. May be repeated
-    #[arg(long, value_name = "NAME=COMMAND", value_parser = peer)]
-    peer: Vec<(String, String)>,
-    /// The server that the others are compared with
-    #[arg(long, value_name = "SERVER", default_value = "echo-blocking")]
-    reference: String,
-    /// Fewer and shorter slices: a first look, with wider intervals
-    #[arg(long)]
-    quick: bool,
-    /// Datagrams outstanding
-    #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u16).range(1..=1024))]
-    window: u16,
-    /// Client sockets over which they are spread
-    #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u16).range(1..=256))]
-    flows: u16,
-    /// Bytes of each datagram
-    #[arg(long, value_name = "BYTES", default_value_t = 64, value_parser = clap::value_parser!(u16).range(16..=65507))]
-    size: u16,
-    /// A condition, such as 'echo-epoll-edge.x_cpu < 1.2'; exit status 99 if one fails. May be repeated
-    #[arg(long, value_name = "CONDITION")]
-    assert: Vec<Condition>,
-    /// Write the results as JSON
-    #[arg(long, value_name = "FILE")]
-    export_json: Option<PathBuf>,
-}
-
-fn peer(text: &str) -> std::result::Result<(String, String), String> {
-    let (name, command) = text.split_once('=').ok_or("the form is NAME=COMMAND")?;
-    if !command.contains("{addr}") && !command.contains("{port}") {
-        return Err("the command has to contain {addr} or {port}".into());
-    }
-    Ok((name.into(), command.into()))
-}
+/// How much more than the fastest server the client has to manage.
+const SPARE: f64 = 1.4;
 
 pub fn main() -> Result<ExitCode> {
     let args = Args::parse();
-    let own: Vec<_> = catalog::ROWS.iter().filter(|row| row.kind == Kind::Udp && row.built).collect();
     if args.list {
-        own.iter().try_for_each(|row| print_line(format_args!("{:18} {}", row.name, row.shows)))?;
+        args::own().try_for_each(|row| print_line(format_args!("{:22} {}", row.name, row.shows)))?;
         return Ok(ExitCode::SUCCESS);
     }
-    if args.flows > args.window {
-        return Ok(usage(&format!("--flows {} needs a --window at least as large, not {}", args.flows, args.window)));
-    }
-    let folder = std::env::current_exe().attempt("find this program's folder")?;
-    let mut programs: Vec<_> =
-        own.iter().map(|row| (row.name.to_string(), Program::Own(folder.with_file_name(row.name)))).collect();
-    programs.extend(args.peer.iter().map(|(name, command)| (name.clone(), Program::Peer(command.clone()))));
-    let asked = args.assert.iter().map(Condition::subject);
-    for name in args.servers.iter().map(String::as_str).chain([args.reference.as_str()]).chain(asked) {
-        if !programs.iter().any(|(known, _)| known == name) {
-            let nearest = programs
-                .iter()
-                .max_by(|(a, _), (b, _)| strsim::jaro_winkler(a, name).total_cmp(&strsim::jaro_winkler(b, name)));
-            let nearest = nearest.map_or("", |(nearest, _)| nearest);
-            return Ok(usage(&format!("no server {name:?} in this build; did you mean {nearest}? --list shows all")));
+    let programs = match args.programs() {
+        Ok(programs) => programs,
+        Err(sentence) => {
+            eprintln!("error: {sentence}");
+            return Ok(ExitCode::from(2));
         }
-    }
-    let is_peer = |name: &String| args.peer.iter().any(|(peer, _)| peer == name);
-    programs.retain(|(name, _)| {
-        args.servers.is_empty() || args.servers.contains(name) || *name == args.reference || is_peer(name)
-    });
+    };
+    args.splice.iter().try_for_each(|path| export::splice(path, None))?;
     // SAFETY: the action does nothing.
     unsafe { stop::on_signal(|| ()) }?;
-    let results = measure(&args, &programs)?;
-    print_line(results.table().trim_end())?;
-    if let Some(path) = &args.export_json {
-        export(path, &results)?;
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let mut lab = Lab { cores, core: (cores >= 2).then_some(0), notes: Vec::new(), bar: ProgressBar::hidden() };
+    match lab.core {
+        Some(_) => pin(1).attempt("pin this process to core 1")?,
+        None => lab.notes.push("one core: servers and client take turns on it, which the figures contain".into()),
     }
+    if args.self_test {
+        return lab.self_test(&args, &programs);
+    }
+    let (results, tallies) = lab.measure(&args, &programs)?;
+    let text = table::terminal(&results);
+    let choice = match args.color {
+        Color::Auto => anstream::AutoStream::choice(&std::io::stdout()),
+        Color::Always => ColorChoice::Always,
+        Color::Never => ColorChoice::Never,
+    };
+    match choice {
+        ColorChoice::Never => print_line(anstream::adapter::strip_str(text.trim_end()))?,
+        _ => print_line(text.trim_end())?,
+    }
+    export::all(&args, &results, &tallies)?;
     let failed: Vec<_> = args.assert.iter().filter_map(|condition| condition.check(&results).err()).collect();
     failed.iter().for_each(|what| eprintln!("{what}"));
     Ok(match (failed.is_empty(), results.failures.is_empty()) {
@@ -107,21 +72,39 @@ pub fn main() -> Result<ExitCode> {
     })
 }
 
-fn usage(sentence: &str) -> ExitCode {
-    eprintln!("error: {sentence}");
-    ExitCode::from(2)
+/// What the parts of a run share.
+struct Lab {
+    cores: usize,
+    /// Where the servers run, if there is a choice.
+    core: Option<usize>,
+    notes: Vec<String>,
+    bar: ProgressBar,
+}
+
+/// What is measured, and how long.
+#[derive(Clone)]
+struct Plan {
+    shape: Shape,
+    sockets: usize,
+    rounds: usize,
+    slice: Duration,
+    /// Open loop as well, at so many datagrams per second.
+    rate: Option<u32>,
 }
 
 /// One subject, its client, and what its slices gave.
 struct Runner {
     subject: Subject,
     load: Load,
-    total: Tally,
+    closed: Tally,
+    closed_switches: u64,
+    open: Tally,
+    open_switches: u64,
+    open_cpu: Duration,
     eps: Vec<f64>,
     cpu: Vec<f64>,
     x_eps: Vec<f64>,
     x_cpu: Vec<f64>,
-    switches: u64,
     failure: Option<String>,
 }
 
@@ -132,148 +115,340 @@ struct Slice {
 }
 
 impl Runner {
-    fn new(name: &str, program: &Program, core: Option<usize>, shape: Shape) -> Result<Self> {
-        let subject = Subject::start(name, program, core, shape.size)?;
-        let load = Load::new(subject.addr, shape).attempt(format_args!("connect to {name}"))?;
+    fn new(name: &str, program: &Program, core: Option<usize>, plan: &Plan) -> Result<Self> {
+        let subject = Subject::start(name, program, plan.sockets, core, &plan.shape.sizes)?;
+        let load = Load::new(Some(subject.addr), &plan.shape).attempt(format_args!("make a client for {name}"))?;
         let (eps, cpu, x_eps, x_cpu) = Default::default();
-        Ok(Self { subject, load, total: Tally::new(), eps, cpu, x_eps, x_cpu, switches: 0, failure: None })
+        let (closed, closed_switches, open, open_switches) = (Tally::new(), 0, Tally::new(), 0);
+        let (open_cpu, failure) = (Duration::ZERO, None);
+        Ok(Self {
+            subject,
+            load,
+            closed,
+            closed_switches,
+            open,
+            open_switches,
+            open_cpu,
+            eps,
+            cpu,
+            x_eps,
+            x_cpu,
+            failure,
+        })
     }
 
-    fn slice(&mut self, duration: Duration) -> Result<Slice> {
+    /// A slice of load: what came of it, and what it cost the server.
+    fn load(&mut self, duration: Duration, rate: Option<u32>) -> Result<(Tally, Duration, u64)> {
         let (cpu, switches) = (self.subject.cpu()?, self.subject.context_switches());
-        let tally = self.load.run(duration).attempt(format_args!("load {}", self.subject.name))?;
+        let tally = self.load.run(duration, rate).attempt(format_args!("load {}", self.subject.name))?;
         let cpu = self.subject.cpu()? - cpu;
-        self.switches += self.subject.context_switches().saturating_sub(switches);
-        self.total.add(&tally);
         if tally.received == 0 {
             return Err(Error::new(format!("{} answered nothing in a whole slice", self.subject.name)));
         }
+        Ok((tally, cpu, self.subject.context_switches().saturating_sub(switches)))
+    }
+
+    fn closed(&mut self, duration: Duration) -> Result<Slice> {
+        let (tally, cpu, switches) = self.load(duration, None)?;
+        self.closed.add(&tally);
+        self.closed_switches += switches;
         let echoes = tally.received as f64;
         Ok(Slice { eps: echoes / tally.elapsed.as_secs_f64(), cpu: cpu.as_nanos() as f64 / echoes })
     }
+
+    fn open(&mut self, duration: Duration, rate: u32) -> Result<()> {
+        let (tally, cpu, switches) = self.load(duration, Some(rate))?;
+        self.open.add(&tally);
+        self.open_switches += switches;
+        self.open_cpu += cpu;
+        Ok(())
+    }
+
+    fn keep(&mut self, slice: &Slice, base: &Slice) {
+        self.eps.push(slice.eps);
+        self.cpu.push(slice.cpu);
+        self.x_eps.push(slice.eps / base.eps);
+        self.x_cpu.push(slice.cpu / base.cpu);
+    }
+
+    fn point(&self, noise: &Noise) -> Option<PointFigures> {
+        let ratio = |values, noise: &Estimate| {
+            let estimate = Estimate::of(values)?;
+            let tie = estimate.overlaps(1.0 - noise.noise(), 1.0 + noise.noise());
+            Some(Ratio { estimate, tie })
+        };
+        Some(PointFigures {
+            name: self.subject.name.clone(),
+            echoes_per_second: Estimate::of(&self.eps)?.median,
+            cpu_ns_per_echo: Estimate::of(&self.cpu)?.median,
+            x_eps: ratio(&self.x_eps, &noise.x_eps)?,
+            x_cpu: ratio(&self.x_cpu, &noise.x_cpu)?,
+        })
+    }
 }
 
-fn measure(args: &Args, programs: &[(String, Program)]) -> Result<Results> {
-    let (rounds, slice) = if args.quick { (11, 30) } else { (27, 60) };
-    let duration = Duration::from_millis(slice);
-    let shape = Shape { flows: args.flows.into(), window: args.window.into(), size: args.size.into() };
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let pinned = cores >= 2;
-    match pinned {
-        true => pin(Pid::from_raw(0), 1)?,
-        false => eprintln!("warning: one core: servers and client take turns on it, which the figures contain"),
-    }
-    let core = pinned.then_some(0);
+/// Subjects that ran beside the reference.
+struct Paired {
+    runners: Vec<Runner>,
+    noise: Noise,
+    failures: Vec<Failure>,
+}
 
-    let mut failures = Vec::new();
-    let mut runners = Vec::new();
-    let (_, program) = programs.iter().find(|(name, _)| *name == args.reference).expect("checked with the arguments");
-    let mut reference = Runner::new(&args.reference, program, core, shape)?;
-    runners.push(Runner::new(AGAIN, program, core, shape)?);
-    for (name, program) in programs.iter().filter(|(name, _)| *name != args.reference) {
-        match Runner::new(name, program, core, shape) {
-            Ok(runner) => runners.push(runner),
-            Err(error) => failures.push(Failure { name: name.clone(), reason: error.to_string() }),
+impl Lab {
+    fn measure(&mut self, args: &Args, programs: &[(String, Program)]) -> Result<(Results, Vec<(String, Tally)>)> {
+        let (rounds, slice) = if args.quick { (11, 30) } else { (27, 60) };
+        let slice = Duration::from_millis(slice);
+        let (shape, sockets) = (args.shape(), 1 + usize::from(args.idle));
+        let plan = Plan { shape, sockets, rounds, slice, rate: Some(args.rate) };
+        let environment = environment(self.cores, self.core.is_some());
+        let sweeps: Vec<_> = args.sweep.iter().map(|parameter| (*parameter, self.points(*parameter, &plan))).collect();
+        let steps = |plan: &Plan| (plan.rounds * programs.len()) as u64;
+        let of_sweeps: u64 = sweeps.iter().flat_map(|(_, points)| points).map(|(_, plan)| steps(plan)).sum();
+        self.bar = ProgressBar::new(steps(&plan) + of_sweeps);
+        let style = ProgressStyle::with_template("{bar:40} {msg}, {eta} left").attempt("set up the progress bar")?;
+        self.bar.set_style(style);
+
+        let Paired { runners, noise, mut failures } = self.paired(&plan, programs)?;
+        self.bar.set_message("system calls");
+        let meter = Meter::new(args.calls).map_err(|reason| self.notes.push(reason.to_string())).ok();
+        self.notes.extend(meter.iter().filter_map(|meter| meter.note.clone()));
+        let (mut subjects, mut tallies) = (Vec::new(), Vec::new());
+        for mut runner in runners {
+            let calls = meter.as_ref().map(|meter| calls(meter, &mut runner, &plan)).transpose();
+            let calls = calls.unwrap_or_else(|reason| {
+                self.notes.push(format!("{}: system calls were not counted: {reason}", runner.subject.name));
+                None
+            });
+            subjects.extend(figures(&runner, &noise, calls));
+            tallies.push((runner.subject.name.clone(), runner.open));
         }
+        let intervals: Vec<_> = subjects.iter().map(|figures| figures.closed_loop.x_cpu.estimate).collect();
+        subjects.iter_mut().zip(ranks(&intervals, noise.x_cpu.noise())).for_each(|(figures, rank)| figures.rank = rank);
+        let cost = |figures: &Figures| figures.closed_loop.x_cpu.estimate.median;
+        subjects.sort_by(|a, b| a.rank.cmp(&b.rank).then(cost(a).total_cmp(&cost(b))));
+
+        let mut swept = Vec::new();
+        for (parameter, plans) in sweeps {
+            let mut points = Vec::new();
+            for (value, plan) in plans {
+                let takes_part = |(at, (_, program)): &(usize, &(String, Program))| {
+                    *at == 0 || plan.sockets == 1 || program.takes_sockets()
+                };
+                let programs: Vec<_> =
+                    programs.iter().enumerate().filter(takes_part).map(|(_, it)| it.clone()).collect();
+                let Paired { runners, noise, failures } = self.paired(&plan, &programs)?;
+                let subjects = runners.iter().filter_map(|runner| runner.point(&noise)).collect();
+                points.push(Point { value, noise, subjects, failures });
+            }
+            swept.push(Sweep { parameter, points });
+        }
+        self.bar.finish_and_clear();
+        failures.sort_by(|a, b| a.name.cmp(&b.name));
+        let results = Results {
+            schema: 1,
+            command: std::env::args().skip(1).collect(),
+            environment,
+            settings: Settings {
+                flows: plan.shape.flows,
+                window: plan.shape.window,
+                sizes: plan.shape.sizes,
+                gso: plan.shape.gso,
+                rate: args.rate,
+                idle: args.idle.into(),
+                rounds,
+                slice_ms: slice.as_millis() as u64,
+                calls_counted_by: meter.map(|meter| meter.source),
+            },
+            reference: args.reference.clone(),
+            noise,
+            subjects,
+            failures,
+            notes: std::mem::take(&mut self.notes),
+            sweeps: swept,
+        };
+        Ok((results, tallies))
     }
 
-    let start = Instant::now();
-    for round in 0..rounds {
-        fastrand::shuffle(&mut runners);
-        for runner in runners.iter_mut().filter(|runner| runner.failure.is_none()) {
-            if stop::requested() {
-                return Err(Error::new("interrupted: every server has been ended, nothing is reported"));
+    /// The values of a sweep, each with its plan.
+    fn points(&mut self, parameter: Parameter, plan: &Plan) -> Vec<(usize, Plan)> {
+        let quick = Plan { rounds: 9, slice: Duration::from_millis(30), rate: None, ..plan.clone() };
+        let shape = &quick.shape;
+        let point = |value| match parameter {
+            Parameter::Sockets => {
+                Plan { shape: Shape { flows: 1, window: 1, ..shape.clone() }, sockets: value, ..quick.clone() }
             }
-            let base = reference.slice(duration)?;
-            match runner.slice(duration) {
-                Ok(slice) => {
-                    runner.eps.push(slice.eps);
-                    runner.cpu.push(slice.cpu);
-                    runner.x_eps.push(slice.eps / base.eps);
-                    runner.x_cpu.push(slice.cpu / base.cpu);
-                    reference.eps.push(base.eps);
-                    reference.cpu.push(base.cpu);
+            Parameter::Size => {
+                // As many as a receive buffer of the default size takes.
+                let window = shape.window.min(100_000 / (value + 1000)).max(1);
+                let flows = shape.flows.min(window);
+                Plan { shape: Shape { flows, window, sizes: vec![value], ..shape.clone() }, ..quick.clone() }
+            }
+            Parameter::Window => {
+                let flows = shape.flows.min(value);
+                Plan { shape: Shape { flows, window: value, ..shape.clone() }, ..quick.clone() }
+            }
+        };
+        let values: &[usize] = match parameter {
+            Parameter::Sockets => &[10, 100, 1000, 10_000],
+            Parameter::Size => &[16, 64, 256, 1024, 4096, 16_384, 65_507],
+            Parameter::Window => &[1, 4, 16, 64, 256],
+        };
+        values.iter().map(|value| (*value, point(*value))).collect()
+    }
+
+    /// All subjects at once, in slices, each next to one of the reference, which is the first program.
+    fn paired(&mut self, plan: &Plan, programs: &[(String, Program)]) -> Result<Paired> {
+        self.allow_descriptors(plan.sockets);
+        let mut failures = Vec::new();
+        let mut runners = Vec::new();
+        let (name, program) = &programs[0];
+        let mut reference = Runner::new(name, program, self.core, plan)?;
+        let mut again = Runner::new(AGAIN, program, self.core, plan)?;
+        for (name, program) in &programs[1..] {
+            self.bar.set_message(format!("starting {name}"));
+            match Runner::new(name, program, self.core, plan) {
+                Ok(runner) => runners.push(runner),
+                Err(error) => failures.push(Failure { name: name.clone(), reason: error.to_string() }),
+            }
+        }
+        'rounds: for round in 1..=plan.rounds {
+            self.bar.set_message(format!("round {round} of {}", plan.rounds));
+            fastrand::shuffle(&mut runners);
+            for runner in runners.iter_mut().chain([&mut again]).filter(|runner| runner.failure.is_none()) {
+                if stop::requested() {
+                    return Err(Error::new("interrupted: every server has been ended, nothing is reported"));
                 }
-                Err(error) => runner.failure = Some(error.to_string()),
+                self.bar.inc(1);
+                let base = match reference.closed(plan.slice) {
+                    Ok(base) => base,
+                    Err(error) => {
+                        reference.failure = Some(format!("{error}; the rounds before it are kept"));
+                        break 'rounds;
+                    }
+                };
+                let slice = runner.closed(plan.slice);
+                match slice
+                    .and_then(|slice| plan.rate.map_or(Ok(()), |rate| runner.open(plan.slice, rate)).map(|()| slice))
+                {
+                    Ok(slice) => {
+                        runner.keep(&slice, &base);
+                        reference.keep(&base, &base);
+                    }
+                    Err(error) => runner.failure = Some(error.to_string()),
+                }
             }
         }
-        progress(round + 1, rounds, start);
+        let within = again.x_cpu.iter().filter(|ratio| (0.9..=1.1).contains(*ratio)).count();
+        let within_ten_percent = within as f64 / again.x_cpu.len().max(1) as f64;
+        let noise = Estimate::of(&again.x_eps).zip(Estimate::of(&again.x_cpu));
+        let noise = noise.map(|(x_eps, x_cpu)| Noise { x_eps, x_cpu, within_ten_percent }).ok_or_else(|| {
+            let why = again.failure.or(reference.failure.clone()).unwrap_or_default();
+            Error::new(format!("the reference could not be measured against itself: {why}"))
+        })?;
+        // Its latency was measured on the second process of the reference.
+        (reference.open, reference.open_cpu, reference.open_switches) =
+            (again.open, again.open_cpu, again.open_switches);
+        runners.push(reference);
+        let failed = |runner: &Runner| {
+            let reason = runner.failure.clone()?;
+            Some(Failure { name: runner.subject.name.clone(), reason })
+        };
+        failures.extend(runners.iter().filter_map(failed));
+        runners.retain(|runner| runner.failure.is_none());
+        Ok(Paired { runners, noise, failures })
     }
 
-    let again = runners.iter().position(|runner| runner.subject.name == AGAIN).expect("it was added above");
-    let again = runners.swap_remove(again);
-    let noise =
-        (Estimate::of(&again.x_eps).zip(Estimate::of(&again.x_cpu))).map(|(x_eps, x_cpu)| Noise { x_eps, x_cpu });
-    let noise = noise.ok_or_else(|| Error::new("the reference could not be measured against itself"))?;
-    (reference.x_eps, reference.x_cpu) = (vec![1.0], vec![1.0]);
-    runners.push(reference);
-    let mut subjects = Vec::new();
-    for mut runner in runners {
-        match runner.failure.take() {
-            Some(reason) => failures.push(Failure { name: runner.subject.name.clone(), reason }),
-            None => subjects.extend(figures(runner, &noise, duration)),
+    /// Lets the servers open so many sockets. What is beyond the hard limit they report themselves.
+    fn allow_descriptors(&mut self, sockets: usize) {
+        if let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) {
+            let needed = (sockets as u64 + 64).max(soft).min(hard);
+            let _ = setrlimit(Resource::RLIMIT_NOFILE, needed, hard);
         }
     }
-    subjects.sort_by(|a, b| a.x_cpu.median.total_cmp(&b.x_cpu.median));
-    Ok(Results {
-        schema: 1,
-        command: std::env::args().skip(1).collect(),
-        environment: environment(pinned),
-        settings: Settings { flows: shape.flows, window: shape.window, size: shape.size, rounds, slice_ms: slice },
-        reference: args.reference.clone(),
-        noise,
-        subjects,
-        failures,
+
+    /// The client sends to itself: it does all that it does with a server, and there is no server. That against each.
+    fn self_test(&mut self, args: &Args, programs: &[(String, Program)]) -> Result<ExitCode> {
+        let plan = Plan { shape: args.shape(), sockets: 1, rounds: 11, slice: Duration::from_millis(30), rate: None };
+        let mut alone = Load::new(None, &plan.shape).attempt("make a client")?;
+        let mut runners = Vec::new();
+        for (name, program) in programs {
+            runners.push((Runner::new(name, program, self.core, &plan)?, Vec::new()));
+        }
+        for _ in 0..plan.rounds {
+            fastrand::shuffle(&mut runners);
+            for (runner, ratios) in &mut runners {
+                if stop::requested() {
+                    return Err(Error::new("interrupted: every server has been ended, nothing is reported"));
+                }
+                let slice = runner.closed(plan.slice)?;
+                let tally = alone.run(plan.slice, None).attempt("load the client with itself")?;
+                runner.eps.push(slice.eps);
+                ratios.push(tally.received as f64 / tally.elapsed.as_secs_f64() / slice.eps);
+            }
+        }
+        let mut enough = true;
+        runners.sort_by(|(a, _), (b, _)| a.subject.name.cmp(&b.subject.name));
+        for (runner, ratios) in &runners {
+            if let (Some(ratio), Some(eps)) = (Estimate::of(ratios), Estimate::of(&runner.eps)) {
+                enough &= ratio.median >= SPARE;
+                let Estimate { median, low, high } = ratio;
+                let name = &runner.subject.name;
+                print_line(format_args!(
+                    "{name:22} {:9.0} echoes/s, the client alone {median:.2} times as many ({low:.2}-{high:.2})",
+                    eps.median
+                ))?;
+            }
+        }
+        let verdict = if enough { "fast enough" } else { "too slow: it may limit what is measured" };
+        print_line(format_args!("client: {verdict} (bound: {SPARE})"))?;
+        Ok(if enough { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    }
+}
+
+fn figures(runner: &Runner, noise: &Noise, calls: Option<CallsPerEcho>) -> Option<Figures> {
+    let PointFigures { name, echoes_per_second, cpu_ns_per_echo, x_eps, x_cpu } = runner.point(noise)?;
+    let (closed, open) = (&runner.closed, &runner.open);
+    let per = |count: u64, tally: &Tally| count as f64 / tally.received.max(1) as f64;
+    Some(Figures {
+        name,
+        rank: 0,
+        closed_loop: Closed {
+            echoes_per_second,
+            cpu_ns_per_echo,
+            x_eps,
+            x_cpu,
+            context_switches_per_echo: per(runner.closed_switches, closed),
+            received: closed.received,
+            lost: closed.lost,
+            lost_in_receive_buffer: runner.subject.kernel_drops(),
+            duplicates: closed.duplicates,
+            reordered: closed.reordered,
+            corrupt: closed.corrupt,
+            latency_ns: Percentiles::from(&closed.latency),
+        },
+        open_loop: Open {
+            received: open.received,
+            lost: open.lost,
+            unsent: open.unsent,
+            cpu_ns_per_echo: per(runner.open_cpu.as_nanos() as u64, open),
+            context_switches_per_echo: per(runner.open_switches, open),
+            corrected_ns: Percentiles::from(&open.corrected),
+            uncorrected_ns: Percentiles::from(&open.latency),
+        },
+        calls,
+        memory_kib: runner.subject.memory(),
     })
 }
 
-fn figures(mut runner: Runner, noise: &Noise, duration: Duration) -> Option<Figures> {
-    let total = &runner.total;
-    let echoes = total.received.max(1) as f64;
-    let (x_eps, x_cpu) = (Estimate::of(&runner.x_eps)?, Estimate::of(&runner.x_cpu)?);
-    let (eps, cpu) = (Estimate::of(&runner.eps)?, Estimate::of(&runner.cpu)?);
-    // The noise on both sides of 1, as wide as it was found on the wider one.
-    let width = (noise.x_cpu.high - 1.0).max(1.0 - noise.x_cpu.low).max(0.0);
-    let figures = Figures {
-        name: runner.subject.name.clone(),
-        echoes_per_second: eps.median,
-        cpu_ns_per_echo: cpu.median,
-        x_eps,
-        x_cpu,
-        tie: x_cpu.overlaps(1.0 - width, 1.0 + width),
-        context_switches_per_echo: runner.switches as f64 / echoes,
-        memory_kib: runner.subject.memory(),
-        received: total.received,
-        lost: total.lost,
-        lost_in_receive_buffer: runner.subject.kernel_drops(),
-        duplicates: total.duplicates,
-        reordered: total.reordered,
-        corrupt: total.corrupt,
-        latency_ns: Latency::from(&total.latency),
-        calls_per_echo_one_outstanding: None,
-        calls_per_echo_loaded: None,
+/// System calls for each echo, in passes of their own.
+fn calls(meter: &Meter, runner: &mut Runner, plan: &Plan) -> Result<CallsPerEcho> {
+    let one = Shape { flows: 1, window: 1, sizes: vec![64], gso: false };
+    let mut one = Load::new(Some(runner.subject.addr), &one).attempt("make a client")?;
+    let count = |load: &mut Load| {
+        let mut echoes = 0;
+        let work = || load.run(plan.slice, None).attempt("load").map(|tally| echoes = tally.received);
+        let calls = meter.count(runner.subject.id(), work)?;
+        Ok::<_, Error>(calls.into_iter().map(|(name, count)| (name, count as f64 / echoes.max(1) as f64)).collect())
     };
-    let one = Shape { flows: 1, window: 1, size: 64 };
-    let alone =
-        Load::new(runner.subject.addr, one).ok().and_then(|mut load| calls(&runner.subject, &mut load, duration));
-    let loaded = calls(&runner.subject, &mut runner.load, duration);
-    Some(Figures { calls_per_echo_one_outstanding: alone, calls_per_echo_loaded: loaded, ..figures })
-}
-
-/// System calls for each echo under `load`; `None` where strace cannot be used.
-fn calls(subject: &Subject, load: &mut Load, duration: Duration) -> Option<BTreeMap<String, f64>> {
-    let mut echoes = 0;
-    let work = || load.run(duration).attempt("load").map(|tally| echoes = tally.received);
-    let calls = subject.calls(work).ok()?;
-    Some(calls.into_iter().map(|(name, count)| (name, count as f64 / echoes.max(1) as f64)).collect())
-}
-
-/// On a terminal only: how far, and how much longer.
-fn progress(done: usize, rounds: usize, start: Instant) {
-    let mut out = std::io::stderr();
-    if out.is_terminal() {
-        let left = start.elapsed().mul_f64((rounds - done) as f64 / done as f64).as_secs();
-        let end = if done == rounds { "\r\x1b[K" } else { "" };
-        let _ = write!(out, "\rround {done} of {rounds}, {left} s left {end}");
-    }
+    Ok(CallsPerEcho { one_outstanding: count(&mut one)?, loaded: count(&mut runner.load)? })
 }

@@ -4,6 +4,7 @@ use serde::Serialize;
 
 /// A median, with the interval that holds the true one in 95 of 100 repetitions.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Estimate {
     pub median: f64,
     pub low: f64,
@@ -27,6 +28,28 @@ impl Estimate {
     pub fn overlaps(&self, low: f64, high: f64) -> bool {
         self.low <= high && low <= self.high
     }
+
+    /// Half of the noise around 1: as far as the interval of a ratio that should be 1 reaches on its wider side.
+    pub fn noise(&self) -> f64 {
+        (self.high - 1.0).max(1.0 - self.low).max(0.0)
+    }
+}
+
+/// The ratios of the reference to itself.
+#[derive(Clone, Copy, Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct Noise {
+    pub x_eps: Estimate,
+    pub x_cpu: Estimate,
+    /// The share of all single pairs whose x_cpu is between 0.9 and 1.1.
+    pub within_ten_percent: f64,
+}
+
+/// For each interval, in any order: 1 and the number of those that end below its beginning by more than the noise.
+pub fn ranks(intervals: &[Estimate], noise: f64) -> Vec<usize> {
+    let clearly_less =
+        |value: &Estimate| intervals.iter().filter(|other| other.high * (1.0 + noise) < value.low).count();
+    intervals.iter().map(|value| 1 + clearly_less(value)).collect()
 }
 
 /// The largest rank k (from 0) for which P(fewer than k + 1 of n values lie below the median) is at most 2.5 %.
@@ -62,6 +85,15 @@ mod tests {
         assert_eq!(Estimate::of(&values), Some(Estimate { median: 14.0, low: 8.0, high: 20.0 }));
         assert_eq!(Estimate::of(&[2.0, 1.0]), Some(Estimate { median: 1.5, low: 1.0, high: 2.0 }));
         assert_eq!(Estimate::of(&[]), None);
+    }
+
+    #[test]
+    fn what_the_noise_covers_shares_a_rank() {
+        let at = |low, high| Estimate { median: (low + high) / 2.0, low, high };
+        let intervals = [at(1.0, 1.0), at(1.04, 1.06), at(1.05, 1.08), at(1.2, 1.3)];
+        assert_eq!(ranks(&intervals, 0.02), [1, 2, 2, 4]);
+        assert_eq!(ranks(&intervals, 0.05), [1, 1, 1, 4]);
+        assert_eq!((at(0.97, 1.01).noise(), at(1.02, 1.05).noise() > 0.049), (1.0 - 0.97, true));
     }
 
     #[test]

@@ -2,16 +2,16 @@
 
 use echo_lab::{Attempt, Error, Result};
 use nix::sched::{CpuSet, sched_setaffinity};
+use nix::sys::signal::Signal;
 use nix::time::ClockId;
 use nix::unistd::Pid;
-use std::collections::BTreeMap;
-use std::io::{BufRead, BufReader, ErrorKind};
+use std::fs::{self, File};
+use std::io::{BufRead, BufReader, Read, Seek};
 use std::net::{SocketAddr, UdpSocket};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
-use std::{fs, thread};
 
 /// How long a subject may take to start, to answer one datagram, or to be traced.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -22,66 +22,78 @@ pub struct Subject {
     pub addr: SocketAddr,
     child: Child,
     clock: ClockId,
+    stderr: File,
 }
 
 /// What to start.
 #[derive(Clone, Debug)]
 pub enum Program {
-    /// A server of this package.
-    Own(PathBuf),
-    /// A command line with `{addr}` or `{port}` in it, for the shell.
+    /// A server of this package; whether it takes `--sockets`.
+    Own(PathBuf, bool),
+    /// A command line with `{addr}` or `{port}` in it, and perhaps `{sockets}`, for the shell.
     Peer(String),
 }
 
+impl Program {
+    /// Whether it can be told how many sockets to wait for.
+    pub fn takes_sockets(&self) -> bool {
+        match self {
+            Program::Own(_, takes) => *takes,
+            Program::Peer(line) => line.contains("{sockets}"),
+        }
+    }
+}
+
 impl Subject {
-    /// Starts a server, on `core` if there is a choice, and checks that it echoes right.
-    pub fn start(name: &str, program: &Program, core: Option<usize>, size: usize) -> Result<Self> {
+    /// Starts a server that waits for so many `sockets`, on `core` if there is a choice, and checks that it echoes
+    /// datagrams of these `sizes` right.
+    pub fn start(name: &str, program: &Program, sockets: usize, core: Option<usize>, sizes: &[usize]) -> Result<Self> {
         let (mut command, addr) = match program {
-            Program::Own(path) => {
+            Program::Own(path, takes_sockets) => {
                 let mut command = Command::new(path);
                 command.args(["--bind", "127.0.0.1:0"]).stdout(Stdio::piped());
+                if *takes_sockets && sockets > 1 {
+                    command.args(["--sockets", &sockets.to_string()]);
+                }
                 (command, None)
             }
             Program::Peer(line) => {
                 let addr = free_address()?;
                 let line = line.replace("{addr}", &addr.to_string()).replace("{port}", &addr.port().to_string());
+                let line = line.replace("{sockets}", &sockets.to_string());
                 let mut command = Command::new("sh");
                 command.args(["-c", &format!("exec {line}")]).stdout(Stdio::null());
                 (command, Some(addr))
             }
         };
-        command.stdin(Stdio::null()).stderr(Stdio::null());
-        // SAFETY: prctl(2) is safe between fork and exec, and nothing else happens there.
+        let (stderr, copy) = unnamed_file().and_then(|file| Ok((file.try_clone()?, file))).attempt("make a file")?;
+        command.stdin(Stdio::null()).stderr(copy);
+        // SAFETY: prctl(2) and sched_setaffinity(2) are safe between fork and exec, and nothing else happens there.
         unsafe {
-            command.pre_exec(|| match libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) {
-                0 => Ok(()),
-                _ => Err(std::io::Error::last_os_error()),
+            command.pre_exec(move || {
+                nix::sys::prctl::set_pdeathsig(Signal::SIGKILL)?;
+                core.map_or(Ok(()), |core| Ok(pin(core)?))
             });
         }
         let mut child = command.spawn().attempt(format_args!("start {name}"))?;
         let stdout = child.stdout.take();
         let pid = Pid::from_raw(child.id() as i32);
         let clock = ClockId::pid_cpu_clock_id(pid).attempt(format_args!("read the CPU clock of {name}"))?;
-        let mut subject = Self { name: name.into(), addr: SocketAddr::from(([127, 0, 0, 1], 0)), child, clock };
-        if let Some(core) = core {
-            pin(pid, core)?;
+        let unknown = SocketAddr::from(([127, 0, 0, 1], 0));
+        let mut subject = Self { name: name.into(), addr: addr.unwrap_or(unknown), child, clock, stderr };
+        if let Some(stdout) = stdout {
+            let mut line = String::new();
+            BufReader::new(stdout).read_line(&mut line).attempt(format_args!("read from {name}"))?;
+            let addr = line.trim_end().strip_prefix("listening on ").and_then(|addr| addr.parse().ok());
+            let said = || if line.is_empty() { subject.last_words() } else { line.clone() };
+            subject.addr = addr.ok_or_else(|| Error::new(format!("{name} does not listen: {}", said().trim_end())))?;
         }
-        subject.addr = match (addr, stdout) {
-            (Some(addr), _) => addr,
-            (None, Some(stdout)) => {
-                let mut line = String::new();
-                BufReader::new(stdout).read_line(&mut line).attempt(format_args!("read from {name}"))?;
-                let addr = line.trim_end().strip_prefix("listening on ").unwrap_or_default();
-                addr.parse().attempt(format_args!("start {name}: it said {line:?}"))?
-            }
-            (None, None) => return Err(Error::new("no standard output")),
-        };
-        subject.verify(size)?;
+        subject.verify(sizes)?;
         Ok(subject)
     }
 
     /// Echo must be right before it is timed: sizes, content, order.
-    fn verify(&mut self, size: usize) -> Result<()> {
+    fn verify(&mut self, sizes: &[usize]) -> Result<()> {
         let wrong = |what: String| Error::new(format!("{} does not echo: {what}", self.name));
         let socket = UdpSocket::bind("127.0.0.1:0").and_then(|socket| {
             socket.connect(self.addr)?;
@@ -97,12 +109,12 @@ impl Subject {
                 return Err(wrong(format!("no answer on {} within {PATIENCE:?}", self.addr)));
             }
             if let Ok(Some(status)) = self.child.try_wait() {
-                return Err(wrong(format!("it ended with {status}")));
+                return Err(wrong(format!("it ended with {status} {}", self.last_words()).trim_end().into()));
             }
         }
         while socket.recv(&mut buffer).is_ok() {}
         socket.set_read_timeout(Some(PATIENCE)).attempt("set a time limit")?;
-        for size in [1, 64, 512, 1400, size] {
+        for size in [1, 64, 512, 1400].iter().chain(sizes).copied() {
             let datagram: Vec<u8> = (0..size).map(|at| (at * 17) as u8).collect();
             let result = socket.send(&datagram).and_then(|_| socket.recv(&mut buffer));
             let len = result.map_err(|error| wrong(format!("{size} bytes: {error}")))?;
@@ -128,10 +140,24 @@ impl Subject {
         Ok(time.into())
     }
 
+    /// The last line that it wrote to standard error.
+    fn last_words(&self) -> String {
+        let mut text = String::new();
+        let mut stderr = &self.stderr;
+        let _ = stderr.rewind().and_then(|()| stderr.read_to_string(&mut text));
+        text.lines().last().unwrap_or_default().into()
+    }
+
+    /// Its process.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Context switches so far, of all of its threads (proc_pid_status(5)).
     pub fn context_switches(&self) -> u64 {
-        let tasks = fs::read_dir(format!("/proc/{}/task", self.child.id())).into_iter().flatten().flatten();
-        tasks.map(|task| field(&task.path().join("status"), "ctxt_switches:").iter().sum::<u64>()).sum()
+        let path = |thread| format!("/proc/{}/task/{thread}/status", self.id());
+        let switches = |thread| field(Path::new(&path(thread)), "ctxt_switches:").iter().sum::<u64>();
+        threads(self.id()).into_iter().map(switches).sum()
     }
 
     /// Resident memory in KiB.
@@ -147,36 +173,6 @@ impl Subject {
         let own = lines.filter(|columns| columns.get(1).is_some_and(|local| local.ends_with(&port)));
         own.filter_map(|columns| columns.last()?.parse::<u64>().ok()).sum()
     }
-
-    /// System calls by name while `work` runs, counted by strace: it slows the subject down, so nothing is timed here.
-    pub fn calls(&self, work: impl FnOnce() -> Result<()>) -> Result<BTreeMap<String, u64>> {
-        let log = std::env::temp_dir().join(format!("echo-lab-compare-{}", self.child.id()));
-        let id = self.child.id().to_string();
-        let mut strace = Command::new("strace");
-        strace.args(["-f", "-qq", "-e", "signal=none", "-o"]).arg(&log).args(["-p", &id]).stderr(Stdio::null());
-        let mut tracer = strace.spawn().attempt("start strace (Debian: apt-get install strace)")?;
-        // It is attached when the kernel says who traces: TracerPid.
-        let limit = Instant::now() + PATIENCE;
-        let status = format!("/proc/{id}/status");
-        while field(Path::new(&status), "TracerPid:") == [0] && Instant::now() < limit {
-            thread::sleep(Duration::from_millis(1));
-        }
-        let done = work();
-        // SAFETY: no memory is involved; the tracer has not been waited for, so the id is still its own.
-        unsafe { libc::kill(tracer.id() as i32, libc::SIGINT) };
-        tracer.wait().attempt("wait for strace")?;
-        let text = fs::read_to_string(&log);
-        let _ = fs::remove_file(&log);
-        done?;
-        let mut calls = BTreeMap::new();
-        for line in text.attempt("read what strace wrote")?.lines() {
-            let call = line.split_once(char::is_whitespace).map_or("", |(_, call)| call.trim_start());
-            if let Some((name, _)) = call.split_once('(').filter(|(name, _)| !name.contains(['<', ' ', '+'])) {
-                *calls.entry(name.to_string()).or_default() += 1;
-            }
-        }
-        Ok(calls)
-    }
 }
 
 impl Drop for Subject {
@@ -186,27 +182,33 @@ impl Drop for Subject {
     }
 }
 
-/// Restricts a process (0: this one) to one core.
-pub fn pin(pid: Pid, core: usize) -> Result<()> {
+/// Restricts the calling thread, and what it starts, to one core.
+pub fn pin(core: usize) -> nix::Result<()> {
     let mut cores = CpuSet::new();
-    cores.set(core).and_then(|()| sched_setaffinity(pid, &cores)).attempt(format_args!("pin to core {core}"))
+    cores.set(core).and_then(|()| sched_setaffinity(Pid::from_raw(0), &cores))
+}
+
+/// A file for as long as it is open. A pipe would block a server that writes more than it holds.
+fn unnamed_file() -> std::io::Result<File> {
+    let path = std::env::temp_dir().join(format!("echo-lab-compare-{}", std::process::id()));
+    let file = File::options().read(true).write(true).create(true).truncate(true).open(&path)?;
+    fs::remove_file(path).map(|()| file)
+}
+
+/// The threads of the process `id`.
+pub fn threads(id: u32) -> Vec<u32> {
+    let tasks = fs::read_dir(format!("/proc/{id}/task")).into_iter().flatten().flatten();
+    tasks.filter_map(|task| task.file_name().to_str()?.parse().ok()).collect()
 }
 
 /// The numbers behind all names in `path` that end with `name`.
-fn field(path: &Path, name: &str) -> Vec<u64> {
+pub fn field(path: &Path, name: &str) -> Vec<u64> {
     let text = fs::read_to_string(path).unwrap_or_default();
     let values = text.lines().filter_map(|line| line.split_once(name));
     values.filter_map(|(_, value)| value.trim().trim_end_matches(" kB").parse().ok()).collect()
 }
 
+/// Free now; a peer is started on it at once.
 fn free_address() -> Result<SocketAddr> {
-    loop {
-        let socket = UdpSocket::bind("127.0.0.1:0").attempt("find a free port")?;
-        let addr = socket.local_addr().attempt("find a free port")?;
-        // TCP ports of that number may be in use; a peer that listens on both is not ours to judge.
-        match std::net::TcpListener::bind(addr) {
-            Err(error) if error.kind() == ErrorKind::AddrInUse => {}
-            _ => return Ok(addr),
-        }
-    }
+    UdpSocket::bind("127.0.0.1:0").and_then(|socket| socket.local_addr()).attempt("find a free port")
 }
