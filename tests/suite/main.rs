@@ -10,6 +10,8 @@ mod conformance;
 mod faults;
 #[cfg(target_os = "linux")]
 mod heap;
+#[cfg(target_os = "linux")]
+mod page;
 mod probes;
 mod project;
 mod server;
@@ -32,6 +34,8 @@ enum Needs {
     RawSocket,
     #[cfg(target_os = "linux")]
     Tracepoints,
+    #[cfg(target_os = "linux")]
+    Chromium,
 }
 
 impl Needs {
@@ -49,6 +53,10 @@ impl Needs {
             #[cfg(target_os = "linux")]
             Needs::Tracepoints if std::fs::read("/sys/kernel/tracing/events/raw_syscalls/sys_enter/id").is_err() => {
                 Some("needs root, and tracefs: mount -t tracefs tracefs /sys/kernel/tracing")
+            }
+            #[cfg(target_os = "linux")]
+            Needs::Chromium if Command::new("chromium").arg("--version").output().is_err() => {
+                Some("needs chromium: apt-get install chromium")
             }
             _ => None,
         }
@@ -103,6 +111,7 @@ fn main() -> ExitCode {
             checks.extend(traces::checks(row));
             checks.extend(heap::checks(row));
             checks.extend(compare::checks(row));
+            checks.extend(page::checks(row));
         }
         for Check { name, needs, run } in checks {
             let name = format!("{}::{name}", row.name);

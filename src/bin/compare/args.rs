@@ -91,6 +91,10 @@ pub struct Args {
     #[arg(long, value_name = "FOLDER")]
     pub export_hdr: Option<PathBuf>,
 
+    /// Write the page: charts, and servers side by side with source and trace; one file, which needs nothing else
+    #[arg(long, value_name = "FILE")]
+    pub export_html: Option<PathBuf>,
+
     /// Put the table and this command between the markers `<!-- compare -->` and `<!-- end of compare -->`
     #[arg(long, value_name = "FILE")]
     pub splice: Option<PathBuf>,

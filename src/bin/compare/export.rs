@@ -3,7 +3,7 @@
 use crate::args::Args;
 use crate::load::Tally;
 use crate::results::{Figures, Percentiles, Results};
-use crate::table;
+use crate::{page, table};
 use echo_lab::{Attempt, Error, Result};
 use hdrhistogram::Histogram;
 use std::fmt::Write;
@@ -20,6 +20,9 @@ pub fn all(args: &Args, results: &Results, tallies: &[(String, Tally)]) -> Resul
     }
     if let Some(path) = &args.export_markdown {
         write(path, table::markdown(results))?;
+    }
+    if let Some(path) = &args.export_html {
+        write(path, page::html(results)?)?;
     }
     if let Some(folder) = &args.export_hdr {
         fs::create_dir_all(folder).attempt(format_args!("make the folder {}", folder.display()))?;

@@ -237,7 +237,8 @@ impl Lab {
                 let programs: Vec<_> =
                     programs.iter().enumerate().filter(takes_part).map(|(_, it)| it.clone()).collect();
                 let Paired { runners, noise, failures } = self.paired(&plan, &programs)?;
-                let subjects = runners.iter().filter_map(|runner| runner.point(&noise)).collect();
+                let mut subjects: Vec<_> = runners.iter().filter_map(|runner| runner.point(&noise)).collect();
+                subjects.sort_by(|a, b| a.cpu_ns_per_echo.total_cmp(&b.cpu_ns_per_echo));
                 points.push(Point { value, noise, subjects, failures });
             }
             swept.push(Sweep { parameter, points });

@@ -82,7 +82,7 @@ fn explanation(results: &Results) -> String {
     )
 }
 
-/// CPU time per echo in microseconds, a line for each server, a column for each value.
+/// CPU time per echo in microseconds, a line for each server in the order of the first point, a column for each value.
 fn sweep(sweep: &Sweep) -> String {
     let mut names: Vec<&String> = Vec::new();
     for name in sweep.points.iter().flat_map(|point| point.subjects.iter().map(|figures| &figures.name)) {
