@@ -3,11 +3,14 @@
 use crate::subject::{field, threads};
 use clap::ValueEnum;
 use echo_lab::{Attempt, Error, Result};
+use nix::sched::{sched_getaffinity, sched_setaffinity};
+use nix::unistd::Pid;
 use perf_event::events::Tracepoint;
 use perf_event::{Builder, Counter};
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::fs;
+use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::thread;
@@ -79,8 +82,9 @@ impl Meter {
             Some(Source::Tracepoints) => Self::tracepoints(),
             Some(Source::Strace) => Self::strace(),
             None => Self::tracepoints().or_else(|reason| {
+                let strace = Self::strace().map_err(|error| Error::new(format!("{reason}; {error}")))?;
                 let note = Some(format!("system calls were counted by strace, which slows servers down: {reason}"));
-                Ok(Self { note, ..Self::strace()? })
+                Ok(Self { note, ..strace })
             }),
         }
     }
@@ -90,21 +94,21 @@ impl Meter {
             let text = fs::read_to_string(Path::new(EVENTS).join(event).join("id"))?;
             text.trim().parse::<u64>().map_err(std::io::Error::other)
         };
-        let advice = "try as root, with tracefs: mount -t tracefs tracefs /sys/kernel/tracing";
+        let advice = "try sudo, after: sudo mount -t tracefs tracefs /sys/kernel/tracing";
         let all = id("raw_syscalls/sys_enter".into());
         let all =
             all.map_err(|error| Error::new(format!("cannot read the tracepoints in {EVENTS}: {error}; {advice}")))?;
         // A name that this architecture does not have is left out.
         let named = NAMES.iter().filter_map(|name| Some((*name, id(format!("syscalls/sys_enter_{name}")).ok()?)));
         let meter = Self { source: Source::Tracepoints, note: None, points: named.chain([("", all)]).collect() };
-        let denied = |error| Error::new(format!("cannot count a tracepoint: {error}; try as root"));
+        let denied = |error| Error::new(format!("cannot count a tracepoint: {error}; try sudo"));
         counter(all, std::process::id()).map_err(denied)?;
         Ok(meter)
     }
 
     fn strace() -> Result<Self> {
         let version = Command::new("strace").arg("-V").stdout(Stdio::null()).status();
-        version.attempt("count system calls: strace does not start (Debian: apt-get install strace)")?;
+        version.attempt("start strace (Debian: apt-get install strace)")?;
         Ok(Self { source: Source::Strace, note: None, points: Vec::new() })
     }
 
@@ -150,6 +154,10 @@ fn straced(id: u32, work: impl FnOnce() -> Result<()>) -> Result<Calls> {
     let log = std::env::temp_dir().join(format!("echo-lab-compare-{id}"));
     let mut strace = Command::new("strace");
     strace.args(["-f", "-qq", "-e", "signal=none", "-o"]).arg(&log).args(["-p", &id.to_string()]);
+    // Beside the server: this process keeps its own core busy.
+    let cores = sched_getaffinity(Pid::from_raw(id as i32)).attempt("read the server's affinity")?;
+    // SAFETY: sched_setaffinity(2) is safe between fork and exec, and nothing else happens there.
+    unsafe { strace.pre_exec(move || Ok(sched_setaffinity(Pid::from_raw(0), &cores)?)) };
     let mut tracer = strace.stderr(Stdio::null()).spawn().attempt("start strace")?;
     // It is attached when the kernel says who traces: TracerPid.
     let limit = Instant::now() + PATIENCE;

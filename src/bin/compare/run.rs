@@ -210,7 +210,9 @@ impl Lab {
 
         let Paired { runners, noise, mut failures } = self.paired(&plan, programs)?;
         self.bar.set_message("system calls");
-        let meter = Meter::new(args.calls).map_err(|reason| self.notes.push(reason.to_string())).ok();
+        let meter = Meter::new(args.calls);
+        let uncounted = |reason| self.notes.push(format!("system calls were not counted: {reason}"));
+        let meter = meter.map_err(uncounted).ok();
         self.notes.extend(meter.iter().filter_map(|meter| meter.note.clone()));
         let (mut subjects, mut tallies) = (Vec::new(), Vec::new());
         for mut runner in runners {
@@ -445,11 +447,13 @@ fn figures(runner: &Runner, noise: &Noise, calls: Option<CallsPerEcho>) -> Optio
 fn calls(meter: &Meter, runner: &mut Runner, plan: &Plan) -> Result<CallsPerEcho> {
     let one = Shape { flows: 1, window: 1, sizes: vec![64], gso: false };
     let mut one = Load::new(Some(runner.subject.addr), &one).attempt("make a client")?;
-    let count = |load: &mut Load| {
+    let count = |load: &mut Load, duration, rate| {
         let mut echoes = 0;
-        let work = || load.run(plan.slice, None).attempt("load").map(|tally| echoes = tally.received);
+        let work = || load.run(duration, rate).attempt("load").map(|tally| echoes = tally.received);
         let calls = meter.count(runner.subject.id(), work)?;
         Ok::<_, Error>(calls.into_iter().map(|(name, count)| (name, count as f64 / echoes.max(1) as f64)).collect())
     };
-    Ok(CallsPerEcho { one_outstanding: count(&mut one)?, loaded: count(&mut runner.load)? })
+    // One outstanding, and apart, so that even a server that is traced has gone back to its wait.
+    let one_outstanding = count(&mut one, Duration::from_millis(100), Some(1000))?;
+    Ok(CallsPerEcho { one_outstanding, loaded: count(&mut runner.load, plan.slice, None)? })
 }
