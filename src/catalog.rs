@@ -150,6 +150,19 @@ pub const ROWS: &[Row] = &[
         5,
         "What if a reader and a writer task share a bounded channel?",
     ),
+    calling(
+        "recvmmsg",
+        "sendmmsg",
+        udp(
+            "echo-mmsg",
+            &["mmsg"],
+            cfg!(feature = "mmsg"),
+            Systems::Linux,
+            None,
+            2,
+            "What do calls that carry many datagrams save?",
+        ),
+    ),
     probe("future-notify", &["futures"], cfg!(feature = "futures"), "Who polls a future again, and when?"),
     probe("mio-empty", &["mio"], cfg!(feature = "mio"), "What does mio do with nothing registered?"),
     probe(
@@ -192,6 +205,15 @@ const fn udp(
 ) -> Row {
     let calls = Some(Calls { recv: "recvfrom", send: "sendto", wait, per_echo });
     Row { name, kind: Kind::Udp, features, built, systems, calls, takes_sockets: wait.is_some(), shows }
+}
+
+/// With other calls than recvfrom and sendto.
+const fn calling(recv: &'static str, send: &'static str, row: Row) -> Row {
+    let calls = match row.calls {
+        Some(calls) => Some(Calls { recv, send, ..calls }),
+        None => None,
+    };
+    Row { calls, ..row }
 }
 
 const fn probe(name: &'static str, features: &'static [&'static str], built: bool, shows: &'static str) -> Row {

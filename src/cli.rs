@@ -1,10 +1,11 @@
 //! The flags that every echo server takes.
 
 use crate::catalog;
-use clap::{ArgMatches, Args, Command, FromArgMatches, value_parser};
+use clap::{Args, Command, value_parser};
 use std::net::SocketAddr;
 
-/// The contract's flags. A server with none of its own calls [`parse`]; one with its own flattens this into its parser.
+/// The contract's flags. A server with none of its own calls [`parse`]; one with its own flattens this into them and
+/// calls [`parse_as`].
 #[derive(Args, Clone, Debug)]
 pub struct ServerArgs {
     /// Local address and UDP port; port 0 lets the kernel pick a free one. Binding other than loopback lets others
@@ -38,9 +39,11 @@ pub struct ServerArgs {
     pub json: bool,
 }
 
-// The flag of servers that can wait for many sockets. (A doc comment would become the command's description.)
-#[derive(Args, Clone, Debug)]
-struct Sockets {
+#[derive(Args)]
+struct WithIdle {
+    #[command(flatten)]
+    server: ServerArgs,
+
     /// Sockets to wait for. One is the server; nothing can reach the others: they show what waiting for many costs
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = value_parser!(u16).range(1..=50_001))]
     sockets: u16,
@@ -49,20 +52,18 @@ struct Sockets {
 /// The command line of the binary `bin` (`env!("CARGO_BIN_NAME")`), described as the catalogue does.
 /// Help ends the process with status 0, wrong usage with status 2.
 pub fn parse(bin: &'static str) -> ServerArgs {
-    from_matches(&command(bin).get_matches())
+    parse_as(bin)
+}
+
+/// As [`parse`], for a server that flattens [`ServerArgs`] into flags of its own.
+pub fn parse_as<A: Args>(bin: &'static str) -> A {
+    let about = catalog::find(bin).map_or("", |row| row.shows);
+    let command = A::augment_args(Command::new(bin)).version(env!("CARGO_PKG_VERSION")).about(about);
+    A::from_arg_matches(&command.get_matches()).unwrap_or_else(|error| error.exit())
 }
 
 /// As [`parse`], for a server that can wait for many sockets: how many it is to open beside its own.
 pub fn parse_with_idle(bin: &'static str) -> (ServerArgs, u16) {
-    let matches = Sockets::augment_args(command(bin)).get_matches();
-    (from_matches(&matches), from_matches::<Sockets>(&matches).sockets - 1)
-}
-
-fn command(bin: &'static str) -> Command {
-    let about = catalog::find(bin).map_or("", |row| row.shows);
-    ServerArgs::augment_args(Command::new(bin)).version(env!("CARGO_PKG_VERSION")).about(about)
-}
-
-fn from_matches<A: FromArgMatches>(matches: &ArgMatches) -> A {
-    A::from_arg_matches(matches).unwrap_or_else(|error| error.exit())
+    let WithIdle { server, sockets } = parse_as(bin);
+    (server, sockets - 1)
 }

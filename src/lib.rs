@@ -12,11 +12,14 @@
 //! | [`queue`] | a bounded queue of datagrams, allocated once |
 //! | [`policy`] | which datagrams get no answer, and which errors concern one peer only |
 //! | [`report`] | counters, the listening line and the summary line |
+//! | `batch` | for recvmmsg and sendmmsg: datagrams with their headers, allocated once |
 //! | `multisocket` | for the probes of that name: a future that counts its polls |
 //! | [`catalog`] | the one table of all binaries |
 //!
 //! The system calls are never here: an example makes every one of them itself, in sight of its reader.
 
+#[cfg(all(target_os = "linux", feature = "mmsg"))]
+pub mod batch;
 pub mod catalog;
 pub mod cli;
 pub mod echo;

@@ -5,6 +5,7 @@
 
 use crate::{Attempt, Result};
 use signal_hook::consts::{SIGINT, SIGTERM};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 static REQUESTED: AtomicBool = AtomicBool::new(false);
@@ -31,6 +32,33 @@ pub unsafe fn on_signal(wake: impl Fn() + Clone + Send + Sync + 'static) -> Resu
         unsafe { signal_hook::low_level::register(signal, handler) }.attempt("install a signal handler")?;
     }
     Ok(())
+}
+
+/// For a loop that waits in a blocking receive: the signal sends `server` an empty datagram. Returns the address that it
+/// will come from. Under a flood the datagram may be dropped, but then the receive does not block: look at [`requested`].
+pub fn by_datagram(server: SocketAddr) -> Result<SocketAddr> {
+    let ip = match server.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
+        IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
+        ip => ip,
+    };
+    let what = "create the socket that wakes the server";
+    let (mut own, mut target) = (server, server);
+    own.set_ip(ip);
+    own.set_port(0);
+    target.set_ip(ip);
+    let socket = UdpSocket::bind(own).attempt(what)?;
+    socket.connect(target).attempt(what)?;
+    socket.set_nonblocking(true).attempt(what)?;
+    let address = socket.local_addr().attempt(what)?;
+    let socket = std::sync::Arc::new(socket);
+    // SAFETY: send(2) on a non-blocking socket is safe in a signal handler.
+    unsafe {
+        on_signal(move || {
+            let _ = socket.send(&[]);
+        })
+    }?;
+    Ok(address)
 }
 
 #[cfg(all(unix, any(feature = "select", feature = "poll", feature = "epoll")))]

@@ -8,7 +8,6 @@
 //! Oldest system:   any.
 
 use echo_lab::{Attempt, Echo, Result, cli, ledger::DRAIN_DEADLINE, net, report, stop};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 
 fn main() -> Result<()> {
     let args = cli::parse(env!("CARGO_BIN_NAME"));
@@ -16,7 +15,7 @@ fn main() -> Result<()> {
     let local = socket.local_addr().attempt("read the bound address")?;
     // A send blocks while the socket's send buffer is full. It must not outlast the time to stop.
     socket.set_write_timeout(Some(DRAIN_DEADLINE)).attempt("limit the time of a send")?;
-    let waker = stop_by_datagram(local)?;
+    let waker = stop::by_datagram(local)?;
     let mut echo = Echo::new(&args, local);
     report::listening(local)?;
 
@@ -40,30 +39,4 @@ fn main() -> Result<()> {
         }
     }
     echo.finish(&socket)
-}
-
-/// Makes the stop signal send an empty datagram to the server. Returns the address that it will come from.
-fn stop_by_datagram(server: SocketAddr) -> Result<SocketAddr> {
-    let ip = match server.ip() {
-        IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
-        IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
-        ip => ip,
-    };
-    let what = "create the socket that wakes the server";
-    let (mut own, mut target) = (server, server);
-    own.set_ip(ip);
-    own.set_port(0);
-    target.set_ip(ip);
-    let socket = UdpSocket::bind(own).attempt(what)?;
-    socket.connect(target).attempt(what)?;
-    socket.set_nonblocking(true).attempt(what)?;
-    let address = socket.local_addr().attempt(what)?;
-    let socket = std::sync::Arc::new(socket);
-    // SAFETY: send(2) on a non-blocking socket is safe in a signal handler.
-    unsafe {
-        stop::on_signal(move || {
-            let _ = socket.send(&[]);
-        })
-    }?;
-    Ok(address)
 }

@@ -1,0 +1,92 @@
+//! UDP echo in batches: recvmmsg(2) takes what has arrived, up to `--batch` datagrams, in one call, and sendmmsg(2) answers
+//! them in one. What that saves is the entry into the kernel, not the work there.
+//!
+//! Run:             cargo run --bin echo-mmsg --features mmsg
+//! Second terminal: nc -u 127.0.0.1 2000
+//! In the trace:    recvmmsg and sendmmsg, one of each for an echo: nobody waits for a batch to fill (MSG_WAITFORONE).
+//!                  Under load one of each serves many.
+//! Left out:        waiting for two things at once, as in echo-blocking. The batch takes the place of `--queue`.
+//! Oldest system:   Linux 3.0.
+
+#[cfg(not(target_os = "linux"))]
+fn main() -> echo_lab::Result<()> {
+    echo_lab::unsupported(env!("CARGO_BIN_NAME"), "Linux, for recvmmsg(2)")
+}
+
+#[cfg(target_os = "linux")]
+use {
+    clap::Args,
+    echo_lab::batch::Batch,
+    echo_lab::ledger::{DRAIN_DEADLINE, Ledger, Received, Sent},
+    echo_lab::{Attempt, Result, cli, net, report, stop},
+    std::io,
+    std::os::fd::AsRawFd,
+    std::time::Duration,
+};
+
+#[cfg(target_os = "linux")]
+#[derive(Args)]
+struct Flags {
+    #[command(flatten)]
+    server: cli::ServerArgs,
+
+    /// Datagrams received, and sent, in one call
+    #[arg(long, value_name = "N", default_value_t = 32, value_parser = clap::value_parser!(u16).range(1..=1024))]
+    batch: u16,
+}
+
+#[cfg(target_os = "linux")]
+fn main() -> Result<()> {
+    let Flags { server: args, batch } = cli::parse_as(env!("CARGO_BIN_NAME"));
+    let socket = net::bind(&args)?;
+    let fd = socket.as_raw_fd();
+    let local = socket.local_addr().attempt("read the bound address")?;
+    // A send blocks while the socket's send buffer is full. It must not outlast the time to stop.
+    socket.set_write_timeout(Some(DRAIN_DEADLINE)).attempt("limit the time of a send")?;
+    let waker = stop::by_datagram(local)?;
+    let mut ledger = Ledger::new(&args, local);
+    let mut batch = Batch::new(batch.into(), ledger.slot_size());
+    report::listening(local)?;
+
+    loop {
+        if batch.is_empty() {
+            let headers = batch.vacant(ledger.to_come());
+            let (at, len) = (headers.as_mut_ptr(), headers.len() as u32);
+            // SAFETY: `len` headers, which point to memory of `batch`; nothing else uses it during the call.
+            let count = unsafe { libc::recvmmsg(fd, at, len, libc::MSG_WAITFORONE, std::ptr::null_mut()) };
+            if count < 0 {
+                ledger.received(Err(io::Error::last_os_error()))?;
+            }
+            for at in 0..count.max(0) as usize {
+                let (len, peer) = batch.received(at);
+                if (len, peer) != (0, waker) && matches!(ledger.received(Ok((len, peer)))?, Received::Datagram(..)) {
+                    batch.keep(at);
+                }
+            }
+        }
+        while !batch.is_empty() {
+            let headers = batch.front();
+            // SAFETY: as above.
+            let count = unsafe { libc::sendmmsg(fd, headers.as_mut_ptr(), headers.len() as u32, 0) };
+            // It may have taken some of them only; an error is that of the first.
+            if count < 0 {
+                if ledger.sent(Err(io::Error::last_os_error()))? == Sent::Over {
+                    batch.pop(1);
+                }
+            } else {
+                (0..count).try_for_each(|_| ledger.sent(Ok(0)).map(drop))?;
+                batch.pop(count as usize);
+            }
+            if stop::requested() {
+                break;
+            }
+        }
+        if stop::requested() {
+            ledger.stop();
+        }
+        let left = ledger.timeout();
+        if (left.is_some() || ledger.to_come() == 0) && (batch.is_empty() || left == Some(Duration::ZERO)) {
+            return ledger.finish(&socket);
+        }
+    }
+}
