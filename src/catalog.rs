@@ -163,6 +163,19 @@ pub const ROWS: &[Row] = &[
             "What do calls that carry many datagrams save?",
         ),
     ),
+    calling(
+        "recvmsg",
+        "sendto",
+        udp(
+            "echo-gso",
+            &["gso"],
+            cfg!(feature = "gso"),
+            Systems::Linux,
+            None,
+            2,
+            "What if one call, and one way through the network stack, carries 64 datagrams?",
+        ),
+    ),
     probe("future-notify", &["futures"], cfg!(feature = "futures"), "Who polls a future again, and when?"),
     probe("mio-empty", &["mio"], cfg!(feature = "mio"), "What does mio do with nothing registered?"),
     probe(

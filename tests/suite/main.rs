@@ -14,6 +14,8 @@ mod heap;
 mod page;
 mod probes;
 mod project;
+#[cfg(target_os = "linux")]
+mod segments;
 mod server;
 #[cfg(unix)]
 mod signals;
@@ -107,6 +109,7 @@ fn main() -> ExitCode {
         {
             if row.kind == Kind::Udp {
                 checks.extend(faults::checks(row));
+                checks.extend(segments::checks(row));
             }
             checks.extend(traces::checks(row));
             checks.extend(heap::checks(row));

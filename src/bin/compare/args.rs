@@ -38,12 +38,12 @@ pub struct Args {
     #[arg(long)]
     pub self_test: bool,
 
-    /// Closed loop: datagrams outstanding
-    #[arg(long, value_name = "N", default_value_t = 64, value_parser = value_parser!(u16).range(1..=1024))]
+    /// Closed loop: datagrams outstanding. With --gso: 150, so that each flow fills its sends
+    #[arg(long, value_name = "N", default_value_t = 64, default_value_if("gso", "true", "150"), value_parser = value_parser!(u16).range(1..=1024))]
     pub window: u16,
 
-    /// Client sockets over which they are spread
-    #[arg(long, value_name = "N", default_value_t = 4, value_parser = value_parser!(u16).range(1..=256))]
+    /// Client sockets over which they are spread. With --gso: 3
+    #[arg(long, value_name = "N", default_value_t = 4, default_value_if("gso", "true", "3"), value_parser = value_parser!(u16).range(1..=256))]
     pub flows: u16,
 
     /// Bytes of each datagram; several, separated by commas, are taken in turn

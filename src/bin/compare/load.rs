@@ -3,10 +3,8 @@
 
 use crate::wire::{Batch, Segments, Wire};
 use hdrhistogram::Histogram;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use std::io;
 use std::net::{SocketAddr, UdpSocket};
-use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
 /// Sequence number and slice number.
@@ -70,9 +68,6 @@ impl Tally {
 pub struct Load {
     flows: Vec<Flow>,
     content: Content,
-    /// Wait for answers instead of spinning: a client that spins keeps a core from the kernel's own work, and with
-    /// segmentation offload much of the path runs there.
-    waits: bool,
 }
 
 /// What is sent, and has to come back.
@@ -134,7 +129,7 @@ impl Load {
             Ok(Flow { socket, wire, window, pending, outstanding: 0, next: 0, expected: 0, schedule: None })
         };
         let flows = (0..shape.flows).map(flow).collect::<io::Result<_>>()?;
-        Ok(Self { flows, content: Content { slice: 0, sizes: shape.sizes.clone(), pattern }, waits: shape.gso })
+        Ok(Self { flows, content: Content { slice: 0, sizes: shape.sizes.clone(), pattern } })
     }
 
     /// Loads the server for `duration`, then waits for what is outstanding. Closed loop: keeps the window full. With a
@@ -166,24 +161,12 @@ impl Load {
             } else if progress.elapsed() > LOST_AFTER {
                 tally.lost += self.flows.iter_mut().map(Flow::give_up).sum::<u64>();
                 (outstanding, progress) = (0, Instant::now());
-            } else if self.waits && rate.is_none() {
-                self.wait()?;
             }
             if outstanding == 0 && Instant::now() >= end {
                 self.flows.iter().for_each(|flow| flow.unsent(end, &mut tally));
                 tally.elapsed = progress - start;
                 return Ok(tally);
             }
-        }
-    }
-
-    /// Until an answer is there, or for a millisecond.
-    fn wait(&self) -> io::Result<()> {
-        let mut descriptors: Vec<_> =
-            self.flows.iter().map(|flow| PollFd::new(flow.socket.as_fd(), PollFlags::POLLIN)).collect();
-        match poll(&mut descriptors, PollTimeout::from(1u8)) {
-            Ok(_) | Err(nix::errno::Errno::EINTR) => Ok(()),
-            Err(error) => Err(error.into()),
         }
     }
 }
