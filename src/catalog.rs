@@ -164,6 +164,19 @@ pub const ROWS: &[Row] = &[
         ),
     ),
     calling(
+        "recvmmsg",
+        "sendmmsg",
+        udp(
+            "echo-tokio-batch",
+            &["tokio", "mmsg"],
+            cfg!(all(feature = "tokio", feature = "mmsg")),
+            Systems::Linux,
+            Some("epoll_wait"),
+            5,
+            "How does a runtime's readiness go with the kernel's batches?",
+        ),
+    ),
+    calling(
         "recvmsg",
         "sendto",
         udp(
@@ -226,7 +239,7 @@ const fn calling(recv: &'static str, send: &'static str, row: Row) -> Row {
         Some(calls) => Some(Calls { recv, send, ..calls }),
         None => None,
     };
-    Row { calls, ..row }
+    Row { calls, takes_sockets: false, ..row }
 }
 
 const fn probe(name: &'static str, features: &'static [&'static str], built: bool, shows: &'static str) -> Row {

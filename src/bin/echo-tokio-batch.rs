@@ -1,0 +1,127 @@
+//! UDP echo with tokio's readiness and the kernel's batches: tokio has no recvmmsg(2), but its socket lends its readiness
+//! to any call on the descriptor (`try_io`).
+//!
+//! Run:             cargo run --bin echo-tokio-batch --features tokio,mmsg
+//! Second terminal: nc -u 127.0.0.1 2000
+//! In the trace:    epoll_wait, recvmmsg, sendmmsg, the recvmmsg that ends with EAGAIN, and the second epoll_wait of
+//!                  echo-tokio. Under load one recvmmsg and one sendmmsg serve many datagrams.
+//! Left out:        receiving while a send is blocked (echo-tokio). The batch takes the place of `--queue`.
+//! Oldest system:   Linux 3.0.
+
+#[cfg(not(target_os = "linux"))]
+fn main() -> echo_lab::Result<()> {
+    echo_lab::unsupported(env!("CARGO_BIN_NAME"), "Linux, for recvmmsg(2)")
+}
+
+#[cfg(target_os = "linux")]
+use {
+    clap::Args,
+    echo_lab::batch::Batch,
+    echo_lab::ledger::{DRAIN_DEADLINE, Ledger, Received, Sent},
+    echo_lab::{Attempt, Result, cli, net, report, stop},
+    std::io,
+    std::os::fd::AsRawFd,
+    tokio::io::Interest,
+    tokio::net::UdpSocket,
+};
+
+#[cfg(target_os = "linux")]
+#[derive(Args)]
+struct Flags {
+    #[command(flatten)]
+    server: cli::ServerArgs,
+
+    /// Datagrams received, and sent, in one call
+    #[arg(long, value_name = "N", default_value_t = 32, value_parser = clap::value_parser!(u16).range(1..=1024))]
+    batch: u16,
+}
+
+#[cfg(target_os = "linux")]
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> Result<()> {
+    let Flags { server: args, batch } = cli::parse_as(env!("CARGO_BIN_NAME"));
+    let socket = net::bind(&args)?;
+    socket.set_nonblocking(true).attempt("make the socket non-blocking")?;
+    let local = socket.local_addr().attempt("read the bound address")?;
+    let socket = UdpSocket::from_std(socket).attempt("register the socket")?;
+    let stopped = stop::future()?;
+    let mut ledger = Ledger::new(&args, local);
+    let mut batch = Batch::new(batch.into(), ledger.slot_size());
+    report::listening(local)?;
+
+    tokio::select! {
+        result = serve(&socket, &mut ledger, &mut batch) => result?,
+        () = stopped => {
+            // What was received when the signal came is still sent.
+            let _ = tokio::time::timeout(DRAIN_DEADLINE, send(&socket, &mut ledger, &mut batch)).await;
+        }
+    }
+    ledger.report.waits = tokio::runtime::Handle::current().metrics().worker_park_count(0);
+    ledger.finish(&socket)
+}
+
+#[cfg(target_os = "linux")]
+async fn serve(socket: &UdpSocket, ledger: &mut Ledger, batch: &mut Batch) -> Result<()> {
+    while ledger.to_come() > 0 {
+        receive(socket, ledger, batch).await?;
+        send(socket, ledger, batch).await?;
+        // A flood gives no other reason to wait: let the stop signal have its turn.
+        tokio::task::consume_budget().await;
+    }
+    Ok(())
+}
+
+#[cfg(target_os = "linux")]
+async fn receive(socket: &UdpSocket, ledger: &mut Ledger, batch: &mut Batch) -> Result<()> {
+    let limit = ledger.to_come();
+    let result = socket.try_io(Interest::READABLE, || {
+        let headers = batch.vacant(limit);
+        let (at, len) = (headers.as_mut_ptr(), headers.len() as u32);
+        // SAFETY: `len` headers, which point to memory of `batch`; nothing else uses it during the call.
+        count(unsafe { libc::recvmmsg(socket.as_raw_fd(), at, len, 0, std::ptr::null_mut()) })
+    });
+    match result {
+        Ok(count) => {
+            for at in 0..count {
+                if let Received::Datagram(..) = ledger.received(Ok(batch.received(at)))? {
+                    batch.keep(at);
+                }
+            }
+        }
+        Err(error) => {
+            if ledger.received(Err(error))? == Received::WouldBlock {
+                socket.readable().await.attempt("wait until the socket is readable")?;
+            }
+        }
+    }
+    Ok(())
+}
+
+#[cfg(target_os = "linux")]
+async fn send(socket: &UdpSocket, ledger: &mut Ledger, batch: &mut Batch) -> Result<()> {
+    while !batch.is_empty() {
+        let result = socket.try_io(Interest::WRITABLE, || {
+            let headers = batch.front();
+            // SAFETY: as in `receive`.
+            count(unsafe { libc::sendmmsg(socket.as_raw_fd(), headers.as_mut_ptr(), headers.len() as u32, 0) })
+        });
+        match result {
+            Ok(count) => {
+                (0..count).try_for_each(|_| ledger.sent(Ok(0)).map(drop))?;
+                batch.pop(count);
+            }
+            // It may have taken some of them only; an error is that of the first.
+            Err(error) => match ledger.sent(Err(error))? {
+                Sent::Over => batch.pop(1),
+                Sent::Again => {}
+                Sent::WouldBlock => socket.writable().await.attempt("wait until the socket is writable")?,
+            },
+        }
+    }
+    Ok(())
+}
+
+#[cfg(target_os = "linux")]
+fn count(result: i32) -> io::Result<usize> {
+    usize::try_from(result).map_err(|_| io::Error::last_os_error())
+}
