@@ -151,6 +151,19 @@ pub const ROWS: &[Row] = &[
         "What if a reader and a writer task share a bounded channel?",
     ),
     calling(
+        "recvfrom",
+        "sendto",
+        udp(
+            "echo-polling",
+            &["polling"],
+            cfg!(feature = "polling"),
+            Systems::All,
+            Some("epoll_pwait"),
+            8,
+            "How do level-triggered, edge-triggered and one-shot events differ in the same loop?",
+        ),
+    ),
+    calling(
         "recvmmsg",
         "sendmmsg",
         udp(
@@ -233,7 +246,7 @@ const fn udp(
     Row { name, kind: Kind::Udp, features, built, systems, calls, takes_sockets: wait.is_some(), shows }
 }
 
-/// With other calls than recvfrom and sendto.
+/// With calls of its own, and without `--sockets`.
 const fn calling(recv: &'static str, send: &'static str, row: Row) -> Row {
     let calls = match row.calls {
         Some(calls) => Some(Calls { recv, send, ..calls }),

@@ -23,6 +23,7 @@ pub fn checks(row: &Row) -> Vec<Check> {
         "echo-tokio" | "echo-tokio-mpsc" => {
             checks.push(check("receives_while_a_send_is_blocked", Needs::Strace, receives_while_blocked))
         }
+        "echo-polling" => checks.push(check("each_mode_as_it_says", Needs::Strace, modes)),
         "trace" => checks.push(check("start_apart_from_one_echo", Needs::Strace, start_apart)),
         "echo-mio-level" => checks.push(check("stops_before_it_is_drained", Needs::Strace, stops_early)),
         _ => {}
@@ -71,7 +72,9 @@ fn writability(row: &Row) {
     server.client().echo_numbers(0..10);
     let (_, ended) = server.stop();
     let calls = steady(&ended.trace);
-    let changes = |call: &str| is(call, "epoll_ctl") && call.contains("EPOLL_CTL_MOD");
+    // The polling crate arms its own timer and eventfd again, one-shot, for each wait: not the socket.
+    let changes =
+        |call: &str| is(call, "epoll_ctl") && call.contains("EPOLL_CTL_MOD") && !call.contains("EPOLLONESHOT");
     let asks = |call: &str| match row.calls.and_then(|calls| calls.wait) {
         Some("pselect6") => is(call, "pselect6") && !call.contains("], [], NULL"),
         Some("ppoll") => is(call, "ppoll") && call.contains("events=POLLIN|POLLOUT"),
@@ -145,6 +148,29 @@ fn drains(row: &Row) {
     }
     let waits = calls.iter().filter(|call| is(call, "epoll_wait")).count();
     assert!(waits < 10, "{waits} waits for one burst");
+}
+
+/// In each mode: what was left behind by a turn is served, and the socket is registered as the mode says.
+fn modes(row: &Row) {
+    for (mode, flag) in [("level", None), ("edge", Some("EPOLLET")), ("oneshot", Some("EPOLLONESHOT"))] {
+        let server = Server::strace(row, &["-yy"], &["--mode", mode]);
+        let client = server.client();
+        client.echo_numbers(0..10);
+        server.signal(libc::SIGSTOP);
+        (0..100u32).for_each(|number| client.send(&number.to_be_bytes()));
+        server.signal(libc::SIGCONT);
+        (0..100u32).for_each(|number| assert_eq!(client.recv(), number.to_be_bytes(), "--mode {mode}"));
+        let (_, ended) = server.stop();
+        let of_socket = |change: &str| {
+            let calls = ended.trace.lines().filter(|call| call.contains("epoll_ctl(") && call.contains("<UDP:"));
+            calls.filter(|call| call.contains(change)).map(str::to_string).collect::<Vec<_>>()
+        };
+        let added = of_socket("EPOLL_CTL_ADD");
+        let flags = ["EPOLLET", "EPOLLONESHOT"].into_iter().find(|flag| added[0].contains(flag));
+        assert_eq!((added.len(), flags), (1, flag), "--mode {mode}: {added:?}");
+        let armed = of_socket("EPOLL_CTL_MOD").len();
+        assert!(if mode == "oneshot" { armed >= 110 / 32 } else { armed == 0 }, "--mode {mode}: armed {armed} times");
+    }
 }
 
 fn stops_early(row: &Row) {
