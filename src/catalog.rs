@@ -229,6 +229,34 @@ pub const ROWS: &[Row] = &[
         cfg!(feature = "tokio"),
         "How many futures does FuturesUnordered poll for one datagram?",
     ),
+    Row {
+        systems: Systems::Linux,
+        ..probe(
+            "probe-edge-undrained",
+            &["epoll"],
+            cfg!(feature = "epoll"),
+            "What becomes of the datagrams that an edge-triggered reader leaves behind?",
+        )
+    },
+    Row { systems: Systems::Linux, ..probe("probe-icmp", &[], true, "Who hears that nobody listens?") },
+    probe(
+        "probe-coop",
+        &["tokio"],
+        cfg!(feature = "tokio"),
+        "How much may one tokio task do before the others get their turn?",
+    ),
+    probe(
+        "probe-two-wakers",
+        &["tokio"],
+        cfg!(feature = "tokio"),
+        "Who is woken when two tasks wait for the same socket?",
+    ),
+    probe(
+        "probe-join-threshold",
+        &["futures"],
+        cfg!(feature = "futures"),
+        "Why does join_all poll 30 futures for one wake-up, and one of 31?",
+    ),
     tool("trace", &[], true, "Which system calls does a binary make?"),
     tool("compare", &["compare"], cfg!(feature = "compare"), "What does each approach cost on this machine?"),
 ];

@@ -64,6 +64,8 @@ fn run(row: &Row, args: &Args, log: &std::path::Path) -> Result<()> {
         "mio-empty" => &["--timeout", "20"],
         "mio-mixed" => &["--bind", "127.0.0.1:0", "--interval", "400", "--count", "4"],
         "mio-pipe" => &[],
+        "probe-coop" => &["--burst", "2"],
+        name if name.starts_with("probe-") => &[],
         _ if multisocket => &["--count", &count],
         _ => &["--bind", "127.0.0.1:0"],
     };
@@ -82,6 +84,7 @@ fn run(row: &Row, args: &Args, log: &std::path::Path) -> Result<()> {
 
     let datagrams = match row.name {
         "future-notify" | "mio-empty" | "mio-pipe" => 0,
+        name if name.starts_with("probe-") => 0,
         "mio-mixed" => 2,
         _ => args.datagrams,
     };

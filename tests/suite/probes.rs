@@ -26,6 +26,44 @@ pub fn checks(row: &Row) -> Vec<Check> {
             #[cfg(target_os = "linux")]
             ("fatal_error_of_a_socket", Needs::Strace, fatal),
         ],
+        "probe-edge-undrained" => &[("leaves_two_behind", Needs::Nothing, |row| {
+            says(
+                row,
+                "3 datagrams sent; events: 1\n\
+                 1 received, 2 are left; events in 100 ms: 0\n\
+                 1 more sent; events: 1\n\
+                 1 received, 2 are left; events in 100 ms: 0\n\
+                 received until EAGAIN: 2\n",
+            )
+        })],
+        "probe-icmp" => &[("only_some_hear_it", Needs::Nothing, |row| {
+            says(
+                row,
+                "unconnected: hears nothing in 100 ms\n\
+                 connected: its receive fails: Connection refused (os error 111)\n\
+                 unconnected, with IP_RECVERR: its receive fails: Connection refused (os error 111)\n",
+            )
+        })],
+        "probe-coop" => &[("a_budget_of_128", Needs::Nothing, |row| {
+            says(
+                row,
+                "recv_from: datagrams for each poll: 128, 72\n\
+                 try_recv_from: datagrams for each poll: 200\n\
+                 recv_from, unconstrained: datagrams for each poll: 200\n",
+            )
+        })],
+        "probe-two-wakers" => &[("the_last_one_only", Needs::Nothing, |row| {
+            says(row, "poll_recv_ready: one datagram woke task 2\nreadable: one datagram woke task 1 and task 2\n")
+        })],
+        "probe-join-threshold" => &[("thirty", Needs::Nothing, |row| {
+            says(
+                row,
+                "2 futures, one of them woken: 2 polled\n\
+                 30 futures, one of them woken: 30 polled\n\
+                 31 futures, one of them woken: 1 polled\n\
+                 1000 futures, one of them woken: 1 polled\n",
+            )
+        })],
         _ => &[
             ("polls_one", Needs::Nothing, |row| {
                 assert_eq!(polls_for_one_datagram(row, "10"), 1);
@@ -37,6 +75,12 @@ pub fn checks(row: &Row) -> Vec<Check> {
         ],
     };
     table.iter().map(|(name, needs, run)| check(*name, *needs, run)).collect()
+}
+
+/// A probe that runs by itself prints this.
+fn says(row: &Row, expected: &str) {
+    let (status, stdout, stderr) = run(row.name, &[]);
+    assert_eq!((status, stdout.as_str(), stderr.as_str()), (Some(0), expected, ""));
 }
 
 fn ten_polls(row: &Row) {
