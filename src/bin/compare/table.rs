@@ -75,7 +75,7 @@ fn explanation(results: &Results) -> String {
         idle => format!(", {idle} idle sockets"),
     };
     format!(
-        "x_: against {}, measured directly before each slice; against itself x_cpu {median:.2} ({low:.2}-{high:.2}),\n\
+        "x_: paired with {}, slice by slice; against itself x_cpu {median:.2} ({low:.2}-{high:.2}),\n\
          and what is within that is a tie (~). #: 1 and how many are clearly cheaper by CPU.\n\
          Window of {}{waiting}; calls with 1 outstanding/with the window; latency at {} datagrams/s.\n\
          METHODOLOGY.md says how this is measured, and what it does not show.\n",
