@@ -202,6 +202,15 @@ pub const ROWS: &[Row] = &[
             "What if one call, and one way through the network stack, carries 64 datagrams?",
         ),
     ),
+    udp(
+        "echo-reuseport",
+        &["reuseport"],
+        cfg!(feature = "reuseport"),
+        Systems::Linux,
+        None,
+        2,
+        "How do several cores share one port?",
+    ),
     probe("future-notify", &["futures"], cfg!(feature = "futures"), "Who polls a future again, and when?"),
     probe("mio-empty", &["mio"], cfg!(feature = "mio"), "What does mio do with nothing registered?"),
     probe(

@@ -97,6 +97,12 @@ impl Echo {
         (left.is_some() || self.ledger.to_come() == 0) && (self.queue.is_empty() || left == Some(Duration::ZERO))
     }
 
+    /// The counters of one thread of a server, with what the kernel dropped on its `socket`.
+    pub fn into_report<'s>(mut self, socket: impl Into<SockRef<'s>>) -> Report {
+        self.ledger.report.kernel_drops = crate::net::kernel_drops(socket);
+        self.ledger.report
+    }
+
     /// Prints the summary, with what the kernel dropped on `socket`.
     pub fn finish<'s>(mut self, socket: impl Into<SockRef<'s>>) -> Result<()> {
         self.ledger.finish(socket)

@@ -33,6 +33,23 @@ pub fn bind(args: &ServerArgs) -> Result<UdpSocket> {
     Ok(socket.into())
 }
 
+/// Several sockets on one address (SO_REUSEPORT, Linux 3.9, socket(7)): the kernel gives all datagrams of one sender to
+/// the same of them.
+#[cfg(all(target_os = "linux", feature = "reuseport"))]
+pub fn bind_group(args: &ServerArgs, count: usize) -> Result<Vec<UdpSocket>> {
+    // First without the option, which would let two servers share the address.
+    let local = bind(args)?.local_addr().attempt("read the bound address")?;
+    let socket = || {
+        let socket = Socket::new(Domain::for_address(local), Type::DGRAM, None)?;
+        socket.set_reuse_port(true)?;
+        args.recv_buffer.map_or(Ok(()), |bytes| socket.set_recv_buffer_size(bytes as usize))?;
+        socket.bind(&local.into())?;
+        Ok(socket.into())
+    };
+    let sockets = (0..count).map(|_| socket()).collect::<std::io::Result<_>>();
+    sockets.attempt(format_args!("bind {count} sockets to {local}"))
+}
+
 /// So many non-blocking sockets that stay idle: they are not bound, so nothing can reach them.
 pub fn idle(count: u16) -> Result<Vec<UdpSocket>> {
     let socket = |number| {

@@ -30,9 +30,30 @@ pub struct Report {
     pub waits: u64,
     /// Datagrams that found the kernel's receive buffer full; `None` where the system does not tell.
     pub kernel_drops: Option<u32>,
+    /// Of a server with several threads: what each of them echoed.
+    pub by_thread: Vec<u64>,
 }
 
 impl Report {
+    /// The sum over the threads of a server.
+    pub fn of_threads(threads: &[Report]) -> Self {
+        let sum = |of: fn(&Report) -> u64| threads.iter().map(of).sum();
+        Self {
+            received: sum(|it| it.received),
+            echoed: sum(|it| it.echoed),
+            refused_source_port_zero: sum(|it| it.refused_source_port_zero),
+            refused_own_address: sum(|it| it.refused_own_address),
+            too_big: sum(|it| it.too_big),
+            send_errors: sum(|it| it.send_errors),
+            recv_errors: sum(|it| it.recv_errors),
+            would_block_recv: sum(|it| it.would_block_recv),
+            would_block_send: sum(|it| it.would_block_send),
+            waits: sum(|it| it.waits),
+            kernel_drops: threads.iter().map(|it| it.kernel_drops).sum(),
+            by_thread: threads.iter().map(|it| it.echoed).collect(),
+        }
+    }
+
     /// The summary line, on standard output.
     pub fn print(&self, json: bool) -> Result<()> {
         print_line(if json { self.json() } else { self.text() })
@@ -48,7 +69,7 @@ impl Report {
         let drops = self.kernel_drops.map_or("unknown".into(), |n| n.to_string());
         format!(
             "received {}, echoed {}, refused {} (source port zero {}, own address {}), too big {}, send errors {}, \
-             receive errors {}, unsent {}, would block: receive {}, send {}, waits {}, dropped by the kernel {drops}",
+             receive errors {}, unsent {}, would block: receive {}, send {}, waits {}, dropped by the kernel {drops}{}",
             self.received,
             self.echoed,
             self.refused_source_port_zero + self.refused_own_address,
@@ -61,7 +82,14 @@ impl Report {
             self.would_block_recv,
             self.would_block_send,
             self.waits,
+            self.threads(", echoed by each thread ", ""),
         )
+    }
+
+    /// What each thread echoed, between `before` and `after`; nothing for a server without threads.
+    fn threads(&self, before: &str, after: &str) -> String {
+        let counts = self.by_thread.iter().map(u64::to_string).collect::<Vec<_>>().join(",");
+        if counts.is_empty() { counts } else { format!("{before}{counts}{after}") }
     }
 
     fn json(&self) -> String {
@@ -69,7 +97,7 @@ impl Report {
         format!(
             "{{\"received\":{},\"echoed\":{},\"refused\":{{\"source_port_zero\":{},\"own_address\":{}}},\
              \"too_big\":{},\"send_errors\":{},\"recv_errors\":{},\"unsent\":{},\
-             \"would_block\":{{\"recv\":{},\"send\":{}}},\"waits\":{},\"kernel_drops\":{drops}}}",
+             \"would_block\":{{\"recv\":{},\"send\":{}}},\"waits\":{},\"kernel_drops\":{drops}{}}}",
             self.received,
             self.echoed,
             self.refused_source_port_zero,
@@ -81,6 +109,7 @@ impl Report {
             self.would_block_recv,
             self.would_block_send,
             self.waits,
+            self.threads(",\"by_thread\":[", "]"),
         )
     }
 }

@@ -64,6 +64,7 @@ fn run(row: &Row, args: &Args, log: &std::path::Path) -> Result<()> {
         "mio-empty" => &["--timeout", "20"],
         "mio-mixed" => &["--bind", "127.0.0.1:0", "--interval", "400", "--count", "4"],
         "mio-pipe" => &[],
+        "echo-reuseport" => &["--bind", "127.0.0.1:0", "--threads", "1"],
         "probe-coop" => &["--burst", "2"],
         name if name.starts_with("probe-") => &[],
         _ if multisocket => &["--count", &count],

@@ -23,6 +23,7 @@ pub fn checks(row: &Row) -> Vec<Check> {
         "echo-tokio" | "echo-tokio-mpsc" => {
             checks.push(check("receives_while_a_send_is_blocked", Needs::Strace, receives_while_blocked))
         }
+        "echo-reuseport" => checks.push(check("spreads_senders_over_threads", Needs::Nothing, spreads)),
         "echo-polling" => checks.push(check("each_mode_as_it_says", Needs::Strace, modes)),
         "trace" => checks.push(check("start_apart_from_one_echo", Needs::Strace, start_apart)),
         "echo-mio-level" => checks.push(check("stops_before_it_is_drained", Needs::Strace, stops_early)),
@@ -148,6 +149,25 @@ fn drains(row: &Row) {
     }
     let waits = calls.iter().filter(|call| is(call, "epoll_wait")).count();
     assert!(waits < 10, "{waits} waits for one burst");
+}
+
+/// All datagrams of one sender go to one thread; those of 64 senders to more than one.
+fn spreads(row: &Row) {
+    let server = Server::start(row, &["--threads", "4"]);
+    let client = server.client();
+    client.echo_numbers(0..50);
+    let (summary, _) = server.stop();
+    let mut counts = summary["by_thread"].as_array().unwrap().iter().map(number).collect::<Vec<_>>();
+    counts.sort();
+    assert_eq!(counts, [0, 0, 0, 50]);
+
+    let server = Server::start(row, &["--threads", "4"]);
+    (0..64).for_each(|_| server.client().echo_numbers(0..2));
+    let (summary, _) = server.stop();
+    let counts = summary["by_thread"].as_array().unwrap().iter().map(number).collect::<Vec<_>>();
+    assert_eq!(counts.iter().sum::<u64>(), 128);
+    // A thread without a sender: once in 4 x (3/4)^64, which is once in 25 million runs.
+    assert!(counts.iter().all(|count| *count > 0 && count % 2 == 0), "{counts:?}");
 }
 
 /// In each mode: what was left behind by a turn is served, and the socket is registered as the mode says.
