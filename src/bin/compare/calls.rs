@@ -73,6 +73,8 @@ pub struct Meter {
     pub note: Option<String>,
     /// Tracepoints by name; the empty name is that of all calls.
     points: Vec<(&'static str, u64)>,
+    /// One counter of each, never enabled: the kernel takes its time for the last of a tracepoint only.
+    _held: Vec<Counter>,
 }
 
 impl Meter {
@@ -100,16 +102,17 @@ impl Meter {
             all.map_err(|error| Error::new(format!("cannot read the tracepoints in {EVENTS}: {error}; {advice}")))?;
         // A name that this architecture does not have is left out.
         let named = NAMES.iter().filter_map(|name| Some((*name, id(format!("syscalls/sys_enter_{name}")).ok()?)));
-        let meter = Self { source: Source::Tracepoints, note: None, points: named.chain([("", all)]).collect() };
+        let points: Vec<_> = named.chain([("", all)]).collect();
         let denied = |error| Error::new(format!("cannot count a tracepoint: {error}; try sudo"));
-        counter(all, std::process::id()).map_err(denied)?;
-        Ok(meter)
+        let held = points.iter().map(|(_, point)| counter(*point, std::process::id()));
+        let held = held.collect::<std::io::Result<_>>().map_err(denied)?;
+        Ok(Self { source: Source::Tracepoints, note: None, points, _held: held })
     }
 
     fn strace() -> Result<Self> {
         let version = Command::new("strace").arg("-V").stdout(Stdio::null()).status();
         version.attempt("start strace (Debian: apt-get install strace)")?;
-        Ok(Self { source: Source::Strace, note: None, points: Vec::new() })
+        Ok(Self { source: Source::Strace, note: None, points: Vec::new(), _held: Vec::new() })
     }
 
     /// The calls of the process `id` while `work` runs. With strace they must not be timed.
