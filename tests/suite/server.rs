@@ -149,6 +149,15 @@ impl Server {
     #[cfg(not(unix))]
     pub fn stop(self) {}
 
+    /// So many datagrams at once: sent while it is stopped. All come back, in order.
+    #[cfg(unix)]
+    pub fn echo_burst(&self, client: &Client, count: u32) {
+        self.signal(libc::SIGSTOP);
+        (0..count).for_each(|number| client.send(&number.to_be_bytes()));
+        self.signal(libc::SIGCONT);
+        (0..count).for_each(|number| assert_eq!(client.recv(), number.to_be_bytes()));
+    }
+
     pub fn client(&self) -> Client {
         Client::new(self.addr)
     }

@@ -79,10 +79,7 @@ fn burst_while_stopped(row: &Row) {
     let server = Server::start(row, &[]);
     let client = server.client();
     client.echo_numbers(0..1);
-    server.signal(libc::SIGSTOP);
-    (0..30u32).for_each(|number| client.send(&number.to_be_bytes()));
-    server.signal(libc::SIGCONT);
-    (0..30u32).for_each(|number| assert_eq!(client.recv(), number.to_be_bytes()));
+    server.echo_burst(&client, 30);
     let (summary, _) = server.stop();
     assert_eq!(number(&summary["echoed"]), 31);
 }

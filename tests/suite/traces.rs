@@ -127,10 +127,7 @@ fn burst(row: &Row, size: u32) -> Vec<String> {
     let server = Server::strace(row, &[], &[]);
     let client = server.client();
     client.echo_numbers(0..1);
-    server.signal(libc::SIGSTOP);
-    (0..size).for_each(|number| client.send(&number.to_be_bytes()));
-    server.signal(libc::SIGCONT);
-    (0..size).for_each(|number| assert_eq!(client.recv(), number.to_be_bytes()));
+    server.echo_burst(&client, size);
     let (_, ended) = server.stop();
     steady(&ended.trace)
 }
@@ -176,10 +173,7 @@ fn modes(row: &Row) {
         let server = Server::strace(row, &["-yy"], &["--mode", mode]);
         let client = server.client();
         client.echo_numbers(0..10);
-        server.signal(libc::SIGSTOP);
-        (0..100u32).for_each(|number| client.send(&number.to_be_bytes()));
-        server.signal(libc::SIGCONT);
-        (0..100u32).for_each(|number| assert_eq!(client.recv(), number.to_be_bytes(), "--mode {mode}"));
+        server.echo_burst(&client, 100);
         let (_, ended) = server.stop();
         let of_socket = |change: &str| {
             let calls = ended.trace.lines().filter(|call| call.contains("epoll_ctl(") && call.contains("<UDP:"));
