@@ -188,6 +188,11 @@ fn narrow() {
         json!({"width": 360, "height": 640, "deviceScaleFactor": 1, "mobile": true}),
     )]);
     assert_eq!(browser.eval("document.documentElement.scrollWidth"), 360);
+    let names = "[...document.querySelectorAll('.chart tbody th, .scroll tbody th')].map(it => it.offsetWidth)";
+    assert!(
+        browser.eval(names).as_array().unwrap().iter().all(|width| width.as_u64() > Some(80)),
+        "names are squeezed"
+    );
     let sides = "[...document.querySelectorAll('.server')].filter(it => it.checkVisibility()).map(it => it.offsetLeft)";
     let sides = browser.eval(sides);
     assert_eq!(sides[0], sides[1], "one below the other");
