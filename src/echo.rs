@@ -93,8 +93,7 @@ impl Echo {
 
     /// Whether the loop ends: stopped or counted out with nothing left to send, or out of time.
     pub fn is_done(&self) -> bool {
-        let left = self.timeout();
-        (left.is_some() || self.ledger.to_come() == 0) && (self.queue.is_empty() || left == Some(Duration::ZERO))
+        self.ledger.is_done(self.queue.is_empty())
     }
 
     /// The counters of one thread of a server, with what the kernel dropped on its `socket`.

@@ -147,6 +147,12 @@ impl Ledger {
         self.deadline.map(|at| at.saturating_duration_since(Instant::now()))
     }
 
+    /// Whether the loop ends: stopped or counted out with `nothing_queued` to be sent, or out of time.
+    pub fn is_done(&self, nothing_queued: bool) -> bool {
+        let left = self.timeout();
+        (left.is_some() || self.to_come() == 0) && (nothing_queued || left == Some(Duration::ZERO))
+    }
+
     /// Prints the summary, with what the kernel dropped on `socket`.
     pub fn finish<'s>(&mut self, socket: impl Into<SockRef<'s>>) -> Result<()> {
         self.report.kernel_drops = crate::net::kernel_drops(socket);

@@ -24,7 +24,6 @@ use {
     std::net::{SocketAddr, UdpSocket},
     std::ops::Range,
     std::os::fd::AsRawFd,
-    std::time::Duration,
 };
 
 /// A piece is an IP datagram while it is in the kernel: never longer than this.
@@ -56,7 +55,7 @@ fn main() -> Result<()> {
     let mut cutter = Cutter { segment: 0, works: true };
     report::listening(local)?;
 
-    loop {
+    while !ledger.is_done(piece.count == 0) {
         if piece.count == 0 {
             match receive(&socket, &mut buffer, &mut control) {
                 Ok((0, _, peer)) if peer == waker => {}
@@ -96,11 +95,8 @@ fn main() -> Result<()> {
         if stop::requested() {
             ledger.stop();
         }
-        let left = ledger.timeout();
-        if (left.is_some() || ledger.to_come() == 0) && (piece.count == 0 || left == Some(Duration::ZERO)) {
-            return ledger.finish(&socket);
-        }
     }
+    ledger.finish(&socket)
 }
 
 /// One piece: its length, that of each of its datagrams but the last, and their sender.
