@@ -49,6 +49,17 @@ struct WithIdle {
     sockets: u16,
 }
 
+#[cfg(feature = "mmsg")]
+#[derive(Args)]
+struct WithBatch {
+    #[command(flatten)]
+    server: ServerArgs,
+
+    /// Datagrams received, and sent, in one call
+    #[arg(long, value_name = "N", default_value_t = 32, value_parser = value_parser!(u16).range(1..=1024))]
+    batch: u16,
+}
+
 /// The command line of the binary `bin` (`env!("CARGO_BIN_NAME")`), described as the catalogue does.
 /// Help ends the process with status 0, wrong usage with status 2.
 pub fn parse(bin: &'static str) -> ServerArgs {
@@ -66,4 +77,11 @@ pub fn parse_as<A: Args>(bin: &'static str) -> A {
 pub fn parse_with_idle(bin: &'static str) -> (ServerArgs, u16) {
     let WithIdle { server, sockets } = parse_as(bin);
     (server, sockets - 1)
+}
+
+/// As [`parse`], for a server that sends and receives in batches: how many datagrams a batch holds.
+#[cfg(feature = "mmsg")]
+pub fn parse_with_batch(bin: &'static str) -> (ServerArgs, u16) {
+    let WithBatch { server, batch } = parse_as(bin);
+    (server, batch)
 }

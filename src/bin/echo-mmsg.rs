@@ -15,29 +15,16 @@ fn main() -> echo_lab::Result<()> {
 
 #[cfg(target_os = "linux")]
 use {
-    clap::Args,
     echo_lab::batch::Batch,
     echo_lab::ledger::{DRAIN_DEADLINE, Ledger, Received, Sent},
     echo_lab::{Attempt, Result, cli, net, report, stop},
     std::io,
     std::os::fd::AsRawFd,
-    std::time::Duration,
 };
 
 #[cfg(target_os = "linux")]
-#[derive(Args)]
-struct Flags {
-    #[command(flatten)]
-    server: cli::ServerArgs,
-
-    /// Datagrams received, and sent, in one call
-    #[arg(long, value_name = "N", default_value_t = 32, value_parser = clap::value_parser!(u16).range(1..=1024))]
-    batch: u16,
-}
-
-#[cfg(target_os = "linux")]
 fn main() -> Result<()> {
-    let Flags { server: args, batch } = cli::parse_as(env!("CARGO_BIN_NAME"));
+    let (args, batch) = cli::parse_with_batch(env!("CARGO_BIN_NAME"));
     let socket = net::bind(&args)?;
     let fd = socket.as_raw_fd();
     let local = socket.local_addr().attempt("read the bound address")?;
@@ -48,7 +35,7 @@ fn main() -> Result<()> {
     let mut batch = Batch::new(batch.into(), ledger.slot_size());
     report::listening(local)?;
 
-    loop {
+    while !ledger.is_done(batch.is_empty()) {
         if batch.is_empty() {
             let headers = batch.vacant(ledger.to_come());
             let (at, len) = (headers.as_mut_ptr(), headers.len() as u32);
@@ -84,9 +71,6 @@ fn main() -> Result<()> {
         if stop::requested() {
             ledger.stop();
         }
-        let left = ledger.timeout();
-        if (left.is_some() || ledger.to_come() == 0) && (batch.is_empty() || left == Some(Duration::ZERO)) {
-            return ledger.finish(&socket);
-        }
     }
+    ledger.finish(&socket)
 }

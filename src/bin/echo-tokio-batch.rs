@@ -15,7 +15,6 @@ fn main() -> echo_lab::Result<()> {
 
 #[cfg(target_os = "linux")]
 use {
-    clap::Args,
     echo_lab::batch::Batch,
     echo_lab::ledger::{DRAIN_DEADLINE, Ledger, Received, Sent},
     echo_lab::{Attempt, Result, cli, net, report, stop},
@@ -26,20 +25,9 @@ use {
 };
 
 #[cfg(target_os = "linux")]
-#[derive(Args)]
-struct Flags {
-    #[command(flatten)]
-    server: cli::ServerArgs,
-
-    /// Datagrams received, and sent, in one call
-    #[arg(long, value_name = "N", default_value_t = 32, value_parser = clap::value_parser!(u16).range(1..=1024))]
-    batch: u16,
-}
-
-#[cfg(target_os = "linux")]
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<()> {
-    let Flags { server: args, batch } = cli::parse_as(env!("CARGO_BIN_NAME"));
+    let (args, batch) = cli::parse_with_batch(env!("CARGO_BIN_NAME"));
     let socket = net::bind(&args)?;
     socket.set_nonblocking(true).attempt("make the socket non-blocking")?;
     let local = socket.local_addr().attempt("read the bound address")?;
