@@ -150,10 +150,9 @@ pub const ROWS: &[Row] = &[
         5,
         "What if a reader and a writer task share a bounded channel?",
     ),
-    calling(
-        "recvfrom",
-        "sendto",
-        udp(
+    Row {
+        takes_sockets: false,
+        ..udp(
             "echo-polling",
             &["polling"],
             cfg!(feature = "polling"),
@@ -161,8 +160,8 @@ pub const ROWS: &[Row] = &[
             Some("epoll_pwait"),
             8,
             "How do level-triggered, edge-triggered and one-shot events differ in the same loop?",
-        ),
-    ),
+        )
+    },
     calling(
         "recvmmsg",
         "sendmmsg",

@@ -5,7 +5,7 @@ use crate::condition::Condition;
 use crate::load::Shape;
 use crate::results::Parameter;
 use crate::subject::Program;
-use clap::{Parser, ValueEnum, value_parser};
+use clap::{ColorChoice, Parser, value_parser};
 use echo_lab::catalog::{Kind, ROWS, Row};
 use std::path::PathBuf;
 
@@ -99,17 +99,9 @@ pub struct Args {
     #[arg(long, value_name = "FILE")]
     pub splice: Option<PathBuf>,
 
-    /// Colours in the table
+    /// Colours in the table: auto is on a terminal, unless NO_COLOR is set
     #[arg(long, value_name = "WHEN", default_value = "auto")]
-    pub color: Color,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum Color {
-    /// On a terminal, unless NO_COLOR is set
-    Auto,
-    Always,
-    Never,
+    pub color: ColorChoice,
 }
 
 fn peer(text: &str) -> Result<(String, String), String> {

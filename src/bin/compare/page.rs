@@ -1,7 +1,7 @@
 //! The page: page.html filled with the results. Its charts are tables whose cells hold lines on a common scale, so that
 //! text stays text: it can be read aloud, searched and enlarged. Only the sweeps are drawn as curves.
 
-use crate::results::{Figures, Percentiles, PointFigures, Results, Sweep};
+use crate::results::{Figures, Percentiles, Results, Sweep};
 use crate::stats::Estimate;
 use echo_lab::{Attempt, Result, catalog};
 use include_dir::{Dir, include_dir};
@@ -195,22 +195,17 @@ struct Curve {
 fn curves(sweep: &Sweep) -> Curves {
     let points = &sweep.points;
     let x = Scale::over(points.iter().map(|point| point.value as f64));
-    let micros = |figures: &PointFigures| figures.cpu_ns_per_echo / 1000.0;
-    let y = Scale::over(points.iter().flat_map(|point| &point.subjects).map(micros));
-    let mut names: Vec<&String> =
-        points.iter().flat_map(|point| &point.subjects).map(|figures| &figures.name).collect();
-    names.sort();
-    names.dedup();
-    let curve = |name: &String| {
-        let cost = |subjects: &[PointFigures]| subjects.iter().find(|it| it.name == *name).map(micros);
-        let costs: Vec<_> = points.iter().map(|point| (point.value as f64, cost(&point.subjects))).collect();
-        let there = costs.iter().filter_map(|(value, cost)| Some([x.at(*value), 100.0 - y.at((*cost)?)]));
+    let rows = sweep.rows();
+    let y = Scale::over(rows.iter().flat_map(|(_, costs)| costs).flatten().copied());
+    let curve = |(name, costs): &(&str, Vec<Option<f64>>)| {
+        let there = points.iter().zip(costs);
+        let there = there.filter_map(|(point, cost)| Some([x.at(point.value as f64), 100.0 - y.at((*cost)?)]));
         let points: Vec<_> = there.collect();
         let label = points.last().map_or(0.0, |point| point[1]);
-        let values = costs.iter().map(|(_, cost)| cost.map_or("–".into(), |cost| format!("{cost:.1}"))).collect();
-        Curve { name: name.clone(), points, label, values }
+        let values = costs.iter().map(|cost| cost.map_or("–".into(), |cost| format!("{cost:.1}"))).collect();
+        Curve { name: name.to_string(), points, label, values }
     };
-    let mut curves: Vec<_> = names.into_iter().map(curve).collect();
+    let mut curves: Vec<_> = rows.iter().map(curve).collect();
     curves.sort_by(|a, b| a.label.total_cmp(&b.label));
     let step = (100.0 / curves.len().max(1) as f64).min(5.0);
     let mut lowest = 0.0;

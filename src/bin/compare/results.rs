@@ -188,6 +188,22 @@ pub enum Parameter {
     Window,
 }
 
+impl Sweep {
+    /// The CPU time per echo of each server in microseconds, one for each point where it was measured. In the order of
+    /// the first point.
+    pub fn rows(&self) -> Vec<(&str, Vec<Option<f64>>)> {
+        let mut names: Vec<&str> = Vec::new();
+        for figures in self.points.iter().flat_map(|point| &point.subjects) {
+            if !names.contains(&figures.name.as_str()) {
+                names.push(&figures.name);
+            }
+        }
+        let micros = |figures: &PointFigures| figures.cpu_ns_per_echo / 1000.0;
+        let at = |name: &str, point: &Point| point.subjects.iter().find(|figures| figures.name == name).map(micros);
+        names.into_iter().map(|name| (name, self.points.iter().map(|point| at(name, point)).collect())).collect()
+    }
+}
+
 #[derive(Serialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Point {

@@ -1,6 +1,6 @@
 //! The order of a run.
 
-use crate::args::{self, Args, Color};
+use crate::args::{self, Args};
 use crate::calls::Meter;
 use crate::load::{Load, Shape, Tally};
 use crate::results::{
@@ -10,8 +10,7 @@ use crate::results::{
 use crate::stats::{Estimate, Noise, ranks};
 use crate::subject::{Program, Subject, pin};
 use crate::{export, table};
-use anstream::ColorChoice;
-use clap::Parser;
+use clap::{ColorChoice, Parser};
 use echo_lab::report::print_line;
 use echo_lab::{Attempt, Error, Result, stop};
 use indicatif::{ProgressBar, ProgressStyle};
@@ -43,8 +42,8 @@ pub fn main() -> Result<ExitCode> {
     // SAFETY: the action does nothing.
     unsafe { stop::on_signal(|| ()) }?;
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let mut lab = Lab { cores, core: (cores >= 2).then_some(0), notes: Vec::new(), bar: ProgressBar::hidden() };
-    match lab.core {
+    let mut lab = Lab { cores, notes: Vec::new(), bar: ProgressBar::hidden() };
+    match lab.core() {
         Some(_) => pin(1).attempt("pin this process to core 1")?,
         None => lab.notes.push("one core: servers and client take turns on it, which the figures contain".into()),
     }
@@ -53,14 +52,13 @@ pub fn main() -> Result<ExitCode> {
     }
     let (results, tallies) = lab.measure(&args, &programs)?;
     let text = table::terminal(&results);
-    let choice = match args.color {
-        Color::Auto => anstream::AutoStream::choice(&std::io::stdout()),
-        Color::Always => ColorChoice::Always,
-        Color::Never => ColorChoice::Never,
+    let coloured = match args.color {
+        ColorChoice::Auto => anstream::AutoStream::choice(&std::io::stdout()) != anstream::ColorChoice::Never,
+        choice => choice == ColorChoice::Always,
     };
-    match choice {
-        ColorChoice::Never => print_line(anstream::adapter::strip_str(text.trim_end()))?,
-        _ => print_line(text.trim_end())?,
+    match coloured {
+        true => print_line(text.trim_end())?,
+        false => print_line(anstream::adapter::strip_str(text.trim_end()))?,
     }
     export::all(&args, &results, &tallies)?;
     let failed: Vec<_> = args.assert.iter().filter_map(|condition| condition.check(&results).err()).collect();
@@ -75,8 +73,6 @@ pub fn main() -> Result<ExitCode> {
 /// What the parts of a run share.
 struct Lab {
     cores: usize,
-    /// Where the servers run, if there is a choice.
-    core: Option<usize>,
     notes: Vec<String>,
     bar: ProgressBar,
 }
@@ -96,16 +92,37 @@ struct Plan {
 struct Runner {
     subject: Subject,
     load: Load,
-    closed: Tally,
-    closed_switches: u64,
-    open: Tally,
-    open_switches: u64,
-    open_cpu: Duration,
+    closed: Work,
+    open: Work,
     eps: Vec<f64>,
     cpu: Vec<f64>,
     x_eps: Vec<f64>,
     x_cpu: Vec<f64>,
     failure: Option<String>,
+}
+
+/// What came of a load, and what it cost the server.
+struct Work {
+    tally: Tally,
+    cpu: Duration,
+    switches: u64,
+}
+
+impl Work {
+    fn none() -> Self {
+        Self { tally: Tally::new(), cpu: Duration::ZERO, switches: 0 }
+    }
+
+    fn add(&mut self, other: &Self) {
+        self.tally.add(&other.tally);
+        self.cpu += other.cpu;
+        self.switches += other.switches;
+    }
+
+    /// `count` for each echo.
+    fn per_echo(&self, count: u64) -> f64 {
+        count as f64 / self.tally.received.max(1) as f64
+    }
 }
 
 /// Echoes per second, and nanoseconds of the server's CPU time per echo.
@@ -119,48 +136,31 @@ impl Runner {
         let subject = Subject::start(name, program, plan.sockets, core, &plan.shape.sizes)?;
         let load = Load::new(Some(subject.addr), &plan.shape).attempt(format_args!("make a client for {name}"))?;
         let (eps, cpu, x_eps, x_cpu) = Default::default();
-        let (closed, closed_switches, open, open_switches) = (Tally::new(), 0, Tally::new(), 0);
-        let (open_cpu, failure) = (Duration::ZERO, None);
-        Ok(Self {
-            subject,
-            load,
-            closed,
-            closed_switches,
-            open,
-            open_switches,
-            open_cpu,
-            eps,
-            cpu,
-            x_eps,
-            x_cpu,
-            failure,
-        })
+        let (closed, open) = (Work::none(), Work::none());
+        Ok(Self { subject, load, closed, open, eps, cpu, x_eps, x_cpu, failure: None })
     }
 
-    /// A slice of load: what came of it, and what it cost the server.
-    fn load(&mut self, duration: Duration, rate: Option<u32>) -> Result<(Tally, Duration, u64)> {
+    /// A slice of load.
+    fn load(&mut self, duration: Duration, rate: Option<u32>) -> Result<Work> {
         let (cpu, switches) = (self.subject.cpu()?, self.subject.context_switches());
         let tally = self.load.run(duration, rate).attempt(format_args!("load {}", self.subject.name))?;
         let cpu = self.subject.cpu()? - cpu;
         if tally.received == 0 {
             return Err(Error::new(format!("{} answered nothing in a whole slice", self.subject.name)));
         }
-        Ok((tally, cpu, self.subject.context_switches().saturating_sub(switches)))
+        Ok(Work { tally, cpu, switches: self.subject.context_switches().saturating_sub(switches) })
     }
 
     fn closed(&mut self, duration: Duration) -> Result<Slice> {
-        let (tally, cpu, switches) = self.load(duration, None)?;
-        self.closed.add(&tally);
-        self.closed_switches += switches;
-        let echoes = tally.received as f64;
-        Ok(Slice { eps: echoes / tally.elapsed.as_secs_f64(), cpu: cpu.as_nanos() as f64 / echoes })
+        let work = self.load(duration, None)?;
+        self.closed.add(&work);
+        let eps = work.tally.received as f64 / work.tally.elapsed.as_secs_f64();
+        Ok(Slice { eps, cpu: work.per_echo(work.cpu.as_nanos() as u64) })
     }
 
     fn open(&mut self, duration: Duration, rate: u32) -> Result<()> {
-        let (tally, cpu, switches) = self.load(duration, Some(rate))?;
-        self.open.add(&tally);
-        self.open_switches += switches;
-        self.open_cpu += cpu;
+        let work = self.load(duration, Some(rate))?;
+        self.open.add(&work);
         Ok(())
     }
 
@@ -195,13 +195,18 @@ struct Paired {
 }
 
 impl Lab {
+    /// Where the servers run, if there is a choice.
+    fn core(&self) -> Option<usize> {
+        (self.cores >= 2).then_some(0)
+    }
+
     fn measure(&mut self, args: &Args, programs: &[(String, Program)]) -> Result<(Results, Vec<(String, Tally)>)> {
         let (rounds, slice) = if args.quick { (11, 30) } else { (27, 60) };
         let slice = Duration::from_millis(slice);
         let (shape, sockets) = (args.shape(), 1 + usize::from(args.idle));
         let plan = Plan { shape, sockets, rounds, slice, rate: Some(args.rate) };
-        let environment = environment(self.cores, self.core.is_some());
-        let sweeps: Vec<_> = args.sweep.iter().map(|parameter| (*parameter, self.points(*parameter, &plan))).collect();
+        let environment = environment(self.cores, self.core().is_some());
+        let sweeps: Vec<_> = args.sweep.iter().map(|parameter| (*parameter, points(*parameter, &plan))).collect();
         let steps = |plan: &Plan| (plan.rounds * programs.len()) as u64;
         let of_sweeps: u64 = sweeps.iter().flat_map(|(_, points)| points).map(|(_, plan)| steps(plan)).sum();
         self.bar = ProgressBar::new(steps(&plan) + of_sweeps);
@@ -222,7 +227,7 @@ impl Lab {
                 None
             });
             subjects.extend(figures(&runner, &noise, calls));
-            tallies.push((runner.subject.name.clone(), runner.open));
+            tallies.push((runner.subject.name.clone(), runner.open.tally));
         }
         let intervals: Vec<_> = subjects.iter().map(|figures| figures.closed_loop.x_cpu.estimate).collect();
         subjects.iter_mut().zip(ranks(&intervals, noise.x_cpu.noise())).for_each(|(figures, rank)| figures.rank = rank);
@@ -233,11 +238,9 @@ impl Lab {
         for (parameter, plans) in sweeps {
             let mut points = Vec::new();
             for (value, plan) in plans {
-                let takes_part = |(at, (_, program)): &(usize, &(String, Program))| {
-                    *at == 0 || plan.sockets == 1 || program.takes_sockets()
-                };
-                let programs: Vec<_> =
-                    programs.iter().enumerate().filter(takes_part).map(|(_, it)| it.clone()).collect();
+                let takes_part = |(_, program): &&(_, Program)| plan.sockets == 1 || program.takes_sockets();
+                let others = programs[1..].iter().filter(takes_part);
+                let programs: Vec<_> = programs[..1].iter().chain(others).cloned().collect();
                 let Paired { runners, noise, failures } = self.paired(&plan, &programs)?;
                 let mut subjects: Vec<_> = runners.iter().filter_map(|runner| runner.point(&noise)).collect();
                 subjects.sort_by(|a, b| a.cpu_ns_per_echo.total_cmp(&b.cpu_ns_per_echo));
@@ -272,44 +275,17 @@ impl Lab {
         Ok((results, tallies))
     }
 
-    /// The values of a sweep, each with its plan.
-    fn points(&mut self, parameter: Parameter, plan: &Plan) -> Vec<(usize, Plan)> {
-        let quick = Plan { rounds: 9, slice: Duration::from_millis(30), rate: None, ..plan.clone() };
-        let shape = &quick.shape;
-        let point = |value| match parameter {
-            Parameter::Sockets => {
-                Plan { shape: Shape { flows: 1, window: 1, ..shape.clone() }, sockets: value, ..quick.clone() }
-            }
-            Parameter::Size => {
-                // As many as a receive buffer of the default size takes.
-                let window = shape.window.min(100_000 / (value + 1000)).max(1);
-                let flows = shape.flows.min(window);
-                Plan { shape: Shape { flows, window, sizes: vec![value], ..shape.clone() }, ..quick.clone() }
-            }
-            Parameter::Window => {
-                let flows = shape.flows.min(value);
-                Plan { shape: Shape { flows, window: value, ..shape.clone() }, ..quick.clone() }
-            }
-        };
-        let values: &[usize] = match parameter {
-            Parameter::Sockets => &[10, 100, 1000, 10_000],
-            Parameter::Size => &[16, 64, 256, 1024, 4096, 16_384, 65_507],
-            Parameter::Window => &[1, 4, 16, 64, 256],
-        };
-        values.iter().map(|value| (*value, point(*value))).collect()
-    }
-
     /// All subjects at once, in slices, each next to one of the reference, which is the first program.
     fn paired(&mut self, plan: &Plan, programs: &[(String, Program)]) -> Result<Paired> {
-        self.allow_descriptors(plan.sockets);
+        allow_descriptors(plan.sockets);
         let mut failures = Vec::new();
         let mut runners = Vec::new();
         let (name, program) = &programs[0];
-        let mut reference = Runner::new(name, program, self.core, plan)?;
-        let mut again = Runner::new(AGAIN, program, self.core, plan)?;
+        let mut reference = Runner::new(name, program, self.core(), plan)?;
+        let mut again = Runner::new(AGAIN, program, self.core(), plan)?;
         for (name, program) in &programs[1..] {
             self.bar.set_message(format!("starting {name}"));
-            match Runner::new(name, program, self.core, plan) {
+            match Runner::new(name, program, self.core(), plan) {
                 Ok(runner) => runners.push(runner),
                 Err(error) => failures.push(Failure { name: name.clone(), reason: error.to_string() }),
             }
@@ -318,9 +294,7 @@ impl Lab {
             self.bar.set_message(format!("round {round} of {}", plan.rounds));
             fastrand::shuffle(&mut runners);
             for runner in runners.iter_mut().chain([&mut again]).filter(|runner| runner.failure.is_none()) {
-                if stop::requested() {
-                    return Err(Error::new("interrupted: every server has been ended, nothing is reported"));
-                }
+                not_interrupted()?;
                 self.bar.inc(1);
                 let base = match reference.closed(plan.slice) {
                     Ok(base) => base,
@@ -349,8 +323,7 @@ impl Lab {
             Error::new(format!("the reference could not be measured against itself: {why}"))
         })?;
         // Its latency was measured on the second process of the reference.
-        (reference.open, reference.open_cpu, reference.open_switches) =
-            (again.open, again.open_cpu, again.open_switches);
+        reference.open = again.open;
         runners.push(reference);
         let failed = |runner: &Runner| {
             let reason = runner.failure.clone()?;
@@ -361,28 +334,18 @@ impl Lab {
         Ok(Paired { runners, noise, failures })
     }
 
-    /// Lets the servers open so many sockets. What is beyond the hard limit they report themselves.
-    fn allow_descriptors(&mut self, sockets: usize) {
-        if let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) {
-            let needed = (sockets as u64 + 64).max(soft).min(hard);
-            let _ = setrlimit(Resource::RLIMIT_NOFILE, needed, hard);
-        }
-    }
-
     /// The client sends to itself: it does all that it does with a server, and there is no server. That against each.
     fn self_test(&mut self, args: &Args, programs: &[(String, Program)]) -> Result<ExitCode> {
         let plan = Plan { shape: args.shape(), sockets: 1, rounds: 11, slice: Duration::from_millis(30), rate: None };
         let mut alone = Load::new(None, &plan.shape).attempt("make a client")?;
         let mut runners = Vec::new();
         for (name, program) in programs {
-            runners.push((Runner::new(name, program, self.core, &plan)?, Vec::new()));
+            runners.push((Runner::new(name, program, self.core(), &plan)?, Vec::new()));
         }
         for _ in 0..plan.rounds {
             fastrand::shuffle(&mut runners);
             for (runner, ratios) in &mut runners {
-                if stop::requested() {
-                    return Err(Error::new("interrupted: every server has been ended, nothing is reported"));
-                }
+                not_interrupted()?;
                 let slice = runner.closed(plan.slice)?;
                 let tally = alone.run(plan.slice, None).attempt("load the client with itself")?;
                 runner.eps.push(slice.eps);
@@ -408,10 +371,51 @@ impl Lab {
     }
 }
 
+/// The values of a sweep, each with its plan.
+fn points(parameter: Parameter, plan: &Plan) -> Vec<(usize, Plan)> {
+    let quick = Plan { rounds: 9, slice: Duration::from_millis(30), rate: None, ..plan.clone() };
+    let shape = &quick.shape;
+    let point = |value| match parameter {
+        Parameter::Sockets => {
+            Plan { shape: Shape { flows: 1, window: 1, ..shape.clone() }, sockets: value, ..quick.clone() }
+        }
+        Parameter::Size => {
+            // As many as a receive buffer of the default size takes.
+            let window = shape.window.min(100_000 / (value + 1000)).max(1);
+            let flows = shape.flows.min(window);
+            Plan { shape: Shape { flows, window, sizes: vec![value], ..shape.clone() }, ..quick.clone() }
+        }
+        Parameter::Window => {
+            let flows = shape.flows.min(value);
+            Plan { shape: Shape { flows, window: value, ..shape.clone() }, ..quick.clone() }
+        }
+    };
+    let values: &[usize] = match parameter {
+        Parameter::Sockets => &[10, 100, 1000, 10_000],
+        Parameter::Size => &[16, 64, 256, 1024, 4096, 16_384, 65_507],
+        Parameter::Window => &[1, 4, 16, 64, 256],
+    };
+    values.iter().map(|value| (*value, point(*value))).collect()
+}
+
+/// Lets the servers open so many sockets. What is beyond the hard limit they report themselves.
+fn allow_descriptors(sockets: usize) {
+    if let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) {
+        let needed = (sockets as u64 + 64).max(soft).min(hard);
+        let _ = setrlimit(Resource::RLIMIT_NOFILE, needed, hard);
+    }
+}
+
+fn not_interrupted() -> Result<()> {
+    match stop::requested() {
+        true => Err(Error::new("interrupted: every server has been ended, nothing is reported")),
+        false => Ok(()),
+    }
+}
+
 fn figures(runner: &Runner, noise: &Noise, calls: Option<CallsPerEcho>) -> Option<Figures> {
     let PointFigures { name, echoes_per_second, cpu_ns_per_echo, x_eps, x_cpu } = runner.point(noise)?;
-    let (closed, open) = (&runner.closed, &runner.open);
-    let per = |count: u64, tally: &Tally| count as f64 / tally.received.max(1) as f64;
+    let (closed, open) = (&runner.closed.tally, &runner.open.tally);
     Some(Figures {
         name,
         rank: 0,
@@ -420,7 +424,7 @@ fn figures(runner: &Runner, noise: &Noise, calls: Option<CallsPerEcho>) -> Optio
             cpu_ns_per_echo,
             x_eps,
             x_cpu,
-            context_switches_per_echo: per(runner.closed_switches, closed),
+            context_switches_per_echo: runner.closed.per_echo(runner.closed.switches),
             received: closed.received,
             lost: closed.lost,
             lost_in_receive_buffer: runner.subject.kernel_drops(),
@@ -433,8 +437,8 @@ fn figures(runner: &Runner, noise: &Noise, calls: Option<CallsPerEcho>) -> Optio
             received: open.received,
             lost: open.lost,
             unsent: open.unsent,
-            cpu_ns_per_echo: per(runner.open_cpu.as_nanos() as u64, open),
-            context_switches_per_echo: per(runner.open_switches, open),
+            cpu_ns_per_echo: runner.open.per_echo(runner.open.cpu.as_nanos() as u64),
+            context_switches_per_echo: runner.open.per_echo(runner.open.switches),
             corrected_ns: Percentiles::from(&open.corrected),
             uncorrected_ns: Percentiles::from(&open.latency),
         },

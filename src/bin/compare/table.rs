@@ -83,14 +83,8 @@ fn explanation(results: &Results) -> String {
     )
 }
 
-/// CPU time per echo in microseconds, a line for each server in the order of the first point, a column for each value.
+/// CPU time per echo in microseconds, a line for each server, a column for each value.
 fn sweep(sweep: &Sweep) -> String {
-    let mut names: Vec<&String> = Vec::new();
-    for name in sweep.points.iter().flat_map(|point| point.subjects.iter().map(|figures| &figures.name)) {
-        if !names.contains(&name) {
-            names.push(name);
-        }
-    }
     let parameter = format!("{:?}", sweep.parameter).to_lowercase();
     let mut table = Table::new();
     table.load_preset(presets::NOTHING);
@@ -98,12 +92,9 @@ fn sweep(sweep: &Sweep) -> String {
     for column in table.column_iter_mut().skip(1) {
         column.set_cell_alignment(CellAlignment::Right);
     }
-    for name in names {
-        let cells = sweep.points.iter().map(|point| {
-            let figures = point.subjects.iter().find(|figures| figures.name == *name);
-            figures.map_or("-".into(), |figures| format!("{:.2}", figures.cpu_ns_per_echo / 1000.0))
-        });
-        table.add_row([name.clone()].into_iter().chain(cells));
+    for (name, costs) in sweep.rows() {
+        let cells = costs.iter().map(|cost| cost.map_or("-".into(), |cost| format!("{cost:.2}")));
+        table.add_row([name.to_string()].into_iter().chain(cells));
     }
     let mut text = String::from("\nCPU time per echo in µs\n");
     text.extend(table.lines().map(|line| line.trim_end().to_string() + "\n"));
