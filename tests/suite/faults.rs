@@ -154,9 +154,11 @@ fn fatal(row: &Row) {
 /// What cannot be sent must not keep a server from ending: it has a second.
 fn sigterm_while_blocked(row: &Row) {
     let calls = row.calls.expect("a server has calls");
-    // tokio waits for an edge, which does not come. Its signals travel by a sendto of their own, which has to work.
+    // tokio waits for an edge, which does not come: none is left from the start or of the datagram. Its signals travel
+    // by a sendto of their own, which has to work.
     let when = if row.features.contains(&"tokio") { "1" } else { "1+" };
     let server = Server::strace(row, &["-e", &format!("inject={}:error=EAGAIN:when={when}", calls.send)], &[]);
+    server.until_it_waits();
     server.client().send(b"blocked");
     std::thread::sleep(Duration::from_millis(100));
     let start = Instant::now();

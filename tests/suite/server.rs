@@ -120,6 +120,17 @@ impl Server {
         line.trim().trim_end_matches(" kB").parse().unwrap()
     }
 
+    /// Returns when its main thread sleeps in a call: it waits, and has nothing left to look at.
+    #[cfg(target_os = "linux")]
+    pub fn until_it_waits(&self) {
+        let limit = Instant::now() + PATIENCE;
+        let status = format!("/proc/{}/status", self.pid());
+        while !std::fs::read_to_string(&status).unwrap().contains("State:\tS") {
+            assert!(Instant::now() < limit, "busy for {PATIENCE:?}");
+            thread::sleep(Duration::from_millis(2));
+        }
+    }
+
     /// Waits until it ends by itself.
     pub fn wait(mut self) -> Ended {
         let limit = Instant::now() + PATIENCE;
