@@ -5,10 +5,19 @@
 pub enum Kind {
     /// A UDP echo server, with the flags of [`crate::cli`].
     Udp,
+    /// A TCP echo server, with the flags of [`crate::cli::StreamArgs`].
+    Tcp,
     /// A program that shows one behaviour of a library.
     Probe,
     /// A program that works on the others.
     Tool,
+}
+
+impl Kind {
+    /// Whether it listens, echoes, and ends with a summary.
+    pub fn is_server(self) -> bool {
+        matches!(self, Kind::Udp | Kind::Tcp)
+    }
 }
 
 /// Where a binary does its work; elsewhere it says in one sentence what it needs.
@@ -27,13 +36,13 @@ pub enum Systems {
 /// The system calls of one server, as strace names them on Linux.
 #[derive(Clone, Copy, Debug)]
 pub struct Calls {
-    /// Receives a datagram.
+    /// Receives a datagram, or reads from a connection.
     pub recv: &'static str,
-    /// Sends a datagram.
+    /// Sends a datagram, or writes to a connection.
     pub send: &'static str,
     /// Waits for readiness, if it is not the receive that waits.
     pub wait: Option<&'static str>,
-    /// Calls for each echo with one datagram outstanding.
+    /// Calls for each echo with one datagram or message outstanding.
     pub per_echo: usize,
 }
 
@@ -210,6 +219,42 @@ pub const ROWS: &[Row] = &[
         2,
         "How do several cores share one port?",
     ),
+    tcp(
+        "echo-tcp-threads",
+        &[],
+        true,
+        Systems::All,
+        None,
+        2,
+        "What does TCP echo cost with a thread for each connection?",
+    ),
+    tcp(
+        "echo-tcp-epoll",
+        &["epoll"],
+        cfg!(feature = "epoll"),
+        Systems::Linux,
+        Some("epoll_wait"),
+        3,
+        "How does one thread serve many connections with epoll?",
+    ),
+    tcp(
+        "echo-tcp-mio",
+        &["mio"],
+        cfg!(feature = "mio"),
+        Systems::All,
+        Some("epoll_wait"),
+        4,
+        "How does one thread serve many connections with mio?",
+    ),
+    tcp(
+        "echo-tcp-tokio",
+        &["tokio"],
+        cfg!(feature = "tokio"),
+        Systems::All,
+        Some("epoll_wait"),
+        3,
+        "What does a task for each connection cost, in place of a thread?",
+    ),
     probe("future-notify", &["futures"], cfg!(feature = "futures"), "Who polls a future again, and when?"),
     probe("mio-empty", &["mio"], cfg!(feature = "mio"), "What does mio do with nothing registered?"),
     probe(
@@ -280,6 +325,18 @@ const fn udp(
 ) -> Row {
     let calls = Some(Calls { recv: "recvfrom", send: "sendto", wait, per_echo });
     Row { name, kind: Kind::Udp, features, built, systems, calls, takes_sockets: wait.is_some(), shows }
+}
+
+const fn tcp(
+    name: &'static str,
+    features: &'static [&'static str],
+    built: bool,
+    systems: Systems,
+    wait: Option<&'static str>,
+    per_echo: usize,
+    shows: &'static str,
+) -> Row {
+    Row { kind: Kind::Tcp, takes_sockets: false, ..udp(name, features, built, systems, wait, per_echo, shows) }
 }
 
 /// With calls of its own, and without `--sockets`.

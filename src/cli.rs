@@ -39,6 +39,27 @@ pub struct ServerArgs {
     pub json: bool,
 }
 
+/// The flags of every TCP echo server. One with none of its own gets them from [`parse_as`] as they are.
+#[derive(Args, Clone, Debug)]
+pub struct StreamArgs {
+    /// Local address and TCP port; port 0 lets the kernel pick a free one
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:2000")]
+    pub bind: SocketAddr,
+
+    /// Bytes read from one connection at a time. While some of them wait to be sent, the server does not read from it
+    /// (backpressure)
+    #[arg(long, value_name = "BYTES", default_value_t = 65536, value_parser = value_parser!(u32).range(1..=16 << 20))]
+    pub buffer: u32,
+
+    /// A line on standard error for each connection
+    #[arg(short, long)]
+    pub verbose: bool,
+
+    /// The summary as one JSON object
+    #[arg(long)]
+    pub json: bool,
+}
+
 #[derive(Args)]
 struct WithIdle {
     #[command(flatten)]

@@ -83,7 +83,7 @@ impl Ledger {
                     self.report.would_block_recv += 1;
                     Ok(Received::WouldBlock)
                 }
-                Verdict::ThisDatagram => {
+                Verdict::OnlyThis => {
                     self.report.recv_errors += 1;
                     self.log(format_args!("receive: {error}"));
                     Ok(Received::Nothing)
@@ -122,7 +122,7 @@ impl Ledger {
                     self.report.would_block_send += 1;
                     Ok(Sent::WouldBlock)
                 }
-                Verdict::ThisDatagram => {
+                Verdict::OnlyThis => {
                     self.report.send_errors += 1;
                     self.log(format_args!("send: {error}"));
                     Ok(Sent::Over)

@@ -12,6 +12,7 @@
 //! | [`queue`] | a bounded queue of datagrams, allocated once |
 //! | [`policy`] | which datagrams get no answer, and which errors concern one peer only |
 //! | [`report`] | counters, the listening line and the summary line |
+//! | [`stream`] | for TCP: the same, with the bytes of each connection in place of the datagrams |
 //! | `batch` | for recvmmsg and sendmmsg: datagrams with their headers, allocated once |
 //! | `multisocket` | for the probes of that name: a future that counts its polls |
 //! | [`catalog`] | the one table of all binaries |
@@ -31,6 +32,7 @@ pub mod policy;
 pub mod queue;
 pub mod report;
 pub mod stop;
+pub mod stream;
 
 pub use echo::{Echo, Progress};
 
@@ -78,5 +80,6 @@ impl<T, E: fmt::Display> Attempt<T> for std::result::Result<T, E> {
 
 /// The whole of an example on a system that lacks its interface.
 pub fn unsupported(bin: &str, needs: &str) -> Result<()> {
-    Err(Error(format!("{bin} needs {needs}, which {} does not have; try echo-mio-edge", std::env::consts::OS)))
+    let portable = if bin.starts_with("echo-tcp-") { "echo-tcp-mio" } else { "echo-mio-edge" };
+    Err(Error(format!("{bin} needs {needs}, which {} does not have; try {portable}", std::env::consts::OS)))
 }

@@ -1,10 +1,10 @@
 //! The server's socket: bound as the flags say, and what the kernel dropped on it.
 
-use crate::cli::ServerArgs;
+use crate::cli::{ServerArgs, StreamArgs};
 use crate::{Attempt, Error, Result};
 use socket2::{Domain, SockRef, Socket, Type};
 use std::io::ErrorKind;
-use std::net::UdpSocket;
+use std::net::{SocketAddr, TcpListener, UdpSocket};
 
 /// A blocking socket on `args.bind`. A receive buffer smaller than asked for, and an address that others can reach,
 /// are said on standard error.
@@ -19,18 +19,41 @@ pub fn bind(args: &ServerArgs) -> Result<UdpSocket> {
             eprintln!("warning: receive buffer is {got} bytes, not {bytes}: raise net.core.rmem_max");
         }
     }
-    socket.bind(&at.into()).map_err(|error| {
-        let advice = match error.kind() {
-            ErrorKind::AddrInUse => "another port, or 0 for any free one",
-            ErrorKind::PermissionDenied => "a port of 1024 or more",
-            _ => "an address of this machine, such as 127.0.0.1",
-        };
-        Error::new(format!("cannot bind UDP {at}: {error}; try {advice}"))
-    })?;
+    socket.bind(&at.into()).map_err(|error| cannot_bind("UDP", at, &error))?;
     if !at.ip().is_loopback() {
         eprintln!("warning: {at} is not loopback: whoever reaches it can have datagrams reflected to a forged source");
     }
     Ok(socket.into())
+}
+
+/// A blocking listener on `args.bind`. What it accepts sends without delay (TCP_NODELAY is inherited from it), since an
+/// answer that waits for more to come would be all that the client waits for. An address that others can reach is said
+/// on standard error.
+pub fn listen(args: &StreamArgs) -> Result<TcpListener> {
+    let at = args.bind;
+    let socket = Socket::new(Domain::for_address(at), Type::STREAM, None).attempt("create a TCP socket")?;
+    // Elsewhere it would let two servers share the port.
+    #[cfg(unix)]
+    socket.set_reuse_address(true).attempt("allow the address of connections that have just ended")?;
+    socket.set_tcp_nodelay(true).attempt("switch off delay")?;
+    let listening = socket.bind(&at.into()).and_then(|()| socket.listen(BACKLOG));
+    listening.map_err(|error| cannot_bind("TCP", at, &error))?;
+    if !at.ip().is_loopback() {
+        eprintln!("warning: {at} is not loopback: whoever reaches it can use this machine's memory and descriptors");
+    }
+    Ok(socket.into())
+}
+
+/// Connections that the kernel keeps until they are accepted; the limit is net.core.somaxconn (listen(2)).
+const BACKLOG: i32 = 4096;
+
+fn cannot_bind(protocol: &str, at: SocketAddr, error: &std::io::Error) -> Error {
+    let advice = match error.kind() {
+        ErrorKind::AddrInUse => "another port, or 0 for any free one",
+        ErrorKind::PermissionDenied => "a port of 1024 or more",
+        _ => "an address of this machine, such as 127.0.0.1",
+    };
+    Error::new(format!("cannot bind {protocol} {at}: {error}; try {advice}"))
 }
 
 /// Several sockets on one address (SO_REUSEPORT, Linux 3.9, socket(7)): the kernel gives all datagrams of one sender to

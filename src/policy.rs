@@ -30,8 +30,8 @@ pub enum Verdict {
     WouldBlock,
     /// A signal came first: call again.
     Interrupted,
-    /// This datagram, or one sent before, could not be delivered: the next one may.
-    ThisDatagram,
+    /// This datagram, or one sent before, could not be delivered, or this connection is over: the next one may do better.
+    OnlyThis,
     /// The socket itself is unusable.
     Fatal,
 }
@@ -39,7 +39,7 @@ pub enum Verdict {
 /// The meaning of an error from a send. All but a few speak of this one datagram: of its peer (ECONNREFUSED), the route
 /// (ENETUNREACH), a firewall (EPERM) or a full device queue (ENOBUFS); see send(2), ip(7).
 pub fn on_send(error: &Error) -> Verdict {
-    shared(error).unwrap_or(if is(error, code::UNUSABLE) { Verdict::Fatal } else { Verdict::ThisDatagram })
+    shared(error).unwrap_or(if is(error, code::UNUSABLE) { Verdict::Fatal } else { Verdict::OnlyThis })
 }
 
 /// The meaning of an error from a receive. Those that ICMP or an earlier send left on the socket concern one peer
@@ -48,10 +48,23 @@ pub fn on_recv(error: &Error) -> Verdict {
     use ErrorKind::*;
     shared(error).unwrap_or(match error.kind() {
         ConnectionRefused | ConnectionReset | ConnectionAborted | HostUnreachable | NetworkUnreachable
-        | NetworkDown | PermissionDenied | OutOfMemory => Verdict::ThisDatagram,
-        _ if is(error, code::PASSING) => Verdict::ThisDatagram,
+        | NetworkDown | PermissionDenied | OutOfMemory => Verdict::OnlyThis,
+        _ if is(error, code::PASSING) => Verdict::OnlyThis,
         _ => Verdict::Fatal,
     })
+}
+
+/// The meaning of an error from an accept, unless it [`is_exhausted`]. Most are those that the new connection already
+/// has (accept(2)).
+pub fn on_accept(error: &Error) -> Verdict {
+    let unusable = error.kind() == ErrorKind::InvalidInput || is(error, code::UNUSABLE);
+    shared(error).unwrap_or(if unusable { Verdict::Fatal } else { Verdict::OnlyThis })
+}
+
+/// Whether an accept failed because the process or the system has no descriptor or no memory for a connection, which
+/// stays in the kernel's queue.
+pub fn is_exhausted(error: &Error) -> bool {
+    error.kind() == ErrorKind::OutOfMemory || is(error, code::EXHAUSTED)
 }
 
 /// Whether a receive failed because the datagram was longer than the buffer: WSAEMSGSIZE, on Windows only. Elsewhere
@@ -77,13 +90,16 @@ mod code {
     use libc::*;
     pub const UNUSABLE: &[i32] = &[EBADF, EFAULT, ENOTSOCK, EOPNOTSUPP];
     pub const PASSING: &[i32] = &[EHOSTDOWN, EMSGSIZE, ENOBUFS, ENOPROTOOPT, EPROTO];
+    pub const EXHAUSTED: &[i32] = &[EMFILE, ENFILE, ENOBUFS];
 }
 
-/// WSAEBADF, WSAEFAULT, WSAENOTSOCK, WSAEOPNOTSUPP; WSAENETRESET, WSAENOBUFS (Windows Sockets error codes).
+/// WSAEBADF, WSAEFAULT, WSAENOTSOCK, WSAEOPNOTSUPP; WSAENETRESET, WSAENOBUFS; WSAEMFILE, WSAENOBUFS (Windows Sockets
+/// error codes).
 #[cfg(windows)]
 mod code {
     pub const UNUSABLE: &[i32] = &[10009, 10014, 10038, 10045];
     pub const PASSING: &[i32] = &[10052, 10055];
+    pub const EXHAUSTED: &[i32] = &[10024, 10055];
 }
 
 #[cfg(test)]
@@ -107,16 +123,35 @@ mod tests {
 
     #[cfg(unix)]
     #[test]
+    fn tells_a_lack_of_descriptors_from_a_connection_that_has_gone() {
+        for (code, exhausted, verdict) in [
+            (libc::EAGAIN, false, Verdict::WouldBlock),
+            (libc::EINTR, false, Verdict::Interrupted),
+            (libc::ECONNABORTED, false, Verdict::OnlyThis),
+            (libc::EPERM, false, Verdict::OnlyThis),
+            (libc::EMFILE, true, Verdict::OnlyThis),
+            (libc::ENFILE, true, Verdict::OnlyThis),
+            (libc::ENOMEM, true, Verdict::OnlyThis),
+            (libc::EBADF, false, Verdict::Fatal),
+            (libc::EINVAL, false, Verdict::Fatal),
+        ] {
+            let error = Error::from_raw_os_error(code);
+            assert_eq!((is_exhausted(&error), on_accept(&error)), (exhausted, verdict), "{error}");
+        }
+    }
+
+    #[cfg(unix)]
+    #[test]
     fn tells_errors_of_one_peer_from_those_of_the_socket() {
         use Verdict::*;
         for (code, send, recv) in [
             (libc::EAGAIN, WouldBlock, WouldBlock),
             (libc::EINTR, Interrupted, Interrupted),
-            (libc::ECONNREFUSED, ThisDatagram, ThisDatagram),
-            (libc::EPERM, ThisDatagram, ThisDatagram),
-            (libc::ENOBUFS, ThisDatagram, ThisDatagram),
-            (libc::ENETUNREACH, ThisDatagram, ThisDatagram),
-            (libc::EINVAL, ThisDatagram, Fatal),
+            (libc::ECONNREFUSED, OnlyThis, OnlyThis),
+            (libc::EPERM, OnlyThis, OnlyThis),
+            (libc::ENOBUFS, OnlyThis, OnlyThis),
+            (libc::ENETUNREACH, OnlyThis, OnlyThis),
+            (libc::EINVAL, OnlyThis, Fatal),
             (libc::EBADF, Fatal, Fatal),
             (libc::ENOTSOCK, Fatal, Fatal),
         ] {

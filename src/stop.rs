@@ -37,16 +37,10 @@ pub unsafe fn on_signal(wake: impl Fn() + Clone + Send + Sync + 'static) -> Resu
 /// For a loop that waits in a blocking receive: the signal sends `server` an empty datagram. Returns the address that it
 /// will come from. Under a flood the datagram may be dropped, but then the receive does not block: look at [`requested`].
 pub fn by_datagram(server: SocketAddr) -> Result<SocketAddr> {
-    let ip = match server.ip() {
-        IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
-        IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
-        ip => ip,
-    };
     let what = "create the socket that wakes the server";
-    let (mut own, mut target) = (server, server);
-    own.set_ip(ip);
+    let target = reachable(server);
+    let mut own = target;
     own.set_port(0);
-    target.set_ip(ip);
     let socket = UdpSocket::bind(own).attempt(what)?;
     socket.connect(target).attempt(what)?;
     socket.set_nonblocking(true).attempt(what)?;
@@ -59,6 +53,28 @@ pub fn by_datagram(server: SocketAddr) -> Result<SocketAddr> {
         })
     }?;
     Ok(address)
+}
+
+/// For a loop that waits in a blocking accept: the signal connects to `server`. Look at [`requested`] after each accept;
+/// one that does not block, because others connect, shows the flag as well.
+pub fn by_connection(server: SocketAddr) -> Result<()> {
+    use socket2::{Domain, Socket, Type};
+    let what = "create the socket that wakes the server";
+    let socket = Socket::new(Domain::for_address(server), Type::STREAM, None).attempt(what)?;
+    socket.set_nonblocking(true).attempt(what)?;
+    let (socket, target) = (std::sync::Arc::new(socket), reachable(server).into());
+    // SAFETY: connect(2) on a non-blocking socket is safe in a signal handler. A second one fails, and does nothing.
+    unsafe { on_signal(move || drop(socket.connect(&target))) }
+}
+
+/// Where a server bound to `address` can be reached from this machine.
+fn reachable(mut address: SocketAddr) -> SocketAddr {
+    match address.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => address.set_ip(Ipv4Addr::LOCALHOST.into()),
+        IpAddr::V6(ip) if ip.is_unspecified() => address.set_ip(Ipv6Addr::LOCALHOST.into()),
+        _ => {}
+    }
+    address
 }
 
 #[cfg(all(unix, any(feature = "select", feature = "poll", feature = "epoll")))]

@@ -82,7 +82,7 @@ fn main() -> Result<()> {
                     Err(error) => match on_recv(&error) {
                         Verdict::WouldBlock => break,
                         Verdict::Fatal => return Err(error).attempt("receive"),
-                        Verdict::Interrupted | Verdict::ThisDatagram => {}
+                        Verdict::Interrupted | Verdict::OnlyThis => {}
                     },
                 }
             }

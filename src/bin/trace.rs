@@ -1,8 +1,8 @@
-//! Which system calls does a binary make? Runs it under strace, sends it datagrams, and prints the calls of its start
+//! Which system calls does a binary make? Runs it under strace, sends it messages, and prints the calls of its start
 //! and those of one echo (or, for a probe, of its whole work), with descriptors, addresses and pointers named.
 //!
 //! Run:             scripts/trace echo-epoll-edge
-//! Second terminal: nothing: the datagrams come from here.
+//! Second terminal: nothing: the messages come from here.
 //! In the trace:    what the header of the traced binary says.
 //! Left out:        time. strace makes every call slower, and not all alike.
 //! Oldest system:   Linux with strace 4.26, for -D.
@@ -10,8 +10,8 @@
 use clap::Parser;
 use echo_lab::catalog::{self, Kind, Row};
 use echo_lab::{Attempt, Error, Result, report::print_line, unsupported};
-use std::io::{BufRead, BufReader, Lines};
-use std::net::{SocketAddr, UdpSocket};
+use std::io::{self, BufRead, BufReader, Lines, Read, Write};
+use std::net::{SocketAddr, TcpStream, UdpSocket};
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 use std::{env, fs, iter, thread};
@@ -22,9 +22,9 @@ use std::{env, fs, iter, thread};
 struct Args {
     /// A server or probe of the catalogue
     name: String,
-    /// Datagrams to send
+    /// Messages to send: datagrams, or on a connection
     #[arg(default_value_t = 3, value_parser = clap::value_parser!(u16).range(2..=1000))]
-    datagrams: u16,
+    messages: u16,
     /// Only the steady state, as docs/traces keeps it
     #[arg(long)]
     steady: bool,
@@ -49,7 +49,7 @@ fn main() -> Result<()> {
     let _ = fs::remove_file(&log);
     let calls = parse(&outcome?);
     match row.kind {
-        Kind::Udp => print_server(row, &args, &calls),
+        kind if kind.is_server() => print_server(row, &args, &calls),
         _ => print_probe(&args, &calls),
     }
 }
@@ -58,7 +58,7 @@ fn main() -> Result<()> {
 fn run(row: &Row, args: &Args, log: &std::path::Path) -> Result<()> {
     let bin = env::current_exe().attempt("find this program's folder")?.with_file_name(row.name);
     let multisocket = row.name.starts_with("tokio-multisocket");
-    let count = args.datagrams.to_string();
+    let count = args.messages.to_string();
     let flags: &[&str] = match row.name {
         "future-notify" => &["--polls", "3", "--interval", "20"],
         "mio-empty" => &["--timeout", "20"],
@@ -83,34 +83,29 @@ fn run(row: &Row, args: &Args, log: &std::path::Path) -> Result<()> {
     let mut child = Ended(child);
     let mut lines = BufReader::new(child.0.stdout.take().ok_or(Error::new("no standard output"))?).lines();
 
-    let datagrams = match row.name {
+    let messages = match row.name {
         "future-notify" | "mio-empty" | "mio-pipe" => 0,
         name if name.starts_with("probe-") => 0,
         "mio-mixed" => 2,
-        _ => args.datagrams,
+        _ => args.messages,
     };
-    if datagrams > 0 {
+    if messages > 0 {
         let server = listening(&mut lines, multisocket)?;
-        let client = UdpSocket::bind("127.0.0.1:0").and_then(|socket| {
-            socket.connect(server)?;
-            socket.set_read_timeout(Some(Duration::from_secs(10)))?;
-            Ok(socket)
-        });
-        let client = client.attempt("create a client")?;
-        for _ in 0..datagrams {
+        let client = Client::new(row.kind, server).attempt("create a client")?;
+        for _ in 0..messages {
             match row.name {
                 // Each datagram right after an event of its timer.
                 "mio-mixed" => drop(lines.next()),
                 _ => asleep(child.0.id()),
             }
-            client.send(b"echo").attempt("send a datagram")?;
-            match row.kind {
-                Kind::Udp => drop(client.recv(&mut [0; 16]).attempt(format_args!("get an echo from {}", row.name))?),
-                _ => drop(lines.next()),
+            client.send(b"echo").attempt("send a message")?;
+            match row.kind.is_server() {
+                true => drop(client.recv(&mut [0; 16]).attempt(format_args!("get an echo from {}", row.name))?),
+                false => drop(lines.next()),
             }
         }
     }
-    if row.kind == Kind::Udp {
+    if row.kind.is_server() {
         terminate(&child.0);
     }
     lines.for_each(drop);
@@ -123,7 +118,42 @@ fn run(row: &Row, args: &Args, log: &std::path::Path) -> Result<()> {
     Ok(())
 }
 
-/// The last address that the binary listens on, once it waits for datagrams.
+/// A socket connected to the server.
+enum Client {
+    Udp(UdpSocket),
+    Tcp(TcpStream),
+}
+
+impl Client {
+    fn new(kind: Kind, server: SocketAddr) -> io::Result<Self> {
+        let patience = Some(Duration::from_secs(10));
+        if kind == Kind::Tcp {
+            let stream = TcpStream::connect(server)?;
+            stream.set_read_timeout(patience)?;
+            return Ok(Self::Tcp(stream));
+        }
+        let socket = UdpSocket::bind("127.0.0.1:0")?;
+        socket.connect(server)?;
+        socket.set_read_timeout(patience)?;
+        Ok(Self::Udp(socket))
+    }
+
+    fn send(&self, message: &[u8]) -> io::Result<usize> {
+        match self {
+            Self::Udp(socket) => socket.send(message),
+            Self::Tcp(stream) => (&*stream).write(message),
+        }
+    }
+
+    fn recv(&self, buffer: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Self::Udp(socket) => socket.recv(buffer),
+            Self::Tcp(stream) => (&*stream).read(buffer),
+        }
+    }
+}
+
+/// The last address that the binary listens on, once it waits for messages.
 fn listening(lines: &mut Lines<BufReader<ChildStdout>>, multisocket: bool) -> Result<SocketAddr> {
     let mut address = None;
     for line in lines {
@@ -211,7 +241,7 @@ fn print_server(row: &Row, args: &Args, calls: &[Call]) -> Result<()> {
     let is = |call: &Call, name: &str| call.text.split_once('(').is_some_and(|(called, _)| called == name);
     let got = |call: &Call| is(call, names.recv) && !call.text.contains(" = -1 ");
     let mut bounds = Vec::new();
-    let received = steady.iter().enumerate().filter(|(_, call)| got(call)).take(args.datagrams.into());
+    let received = steady.iter().enumerate().filter(|(_, call)| got(call)).take(args.messages.into());
     for (at, _) in received {
         let wait = names.wait.and_then(|wait| steady[..at].iter().rposition(|call| is(call, wait)));
         bounds.push(wait.unwrap_or(at));

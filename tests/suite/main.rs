@@ -19,6 +19,9 @@ mod segments;
 mod server;
 #[cfg(unix)]
 mod signals;
+mod tcp;
+#[cfg(target_os = "linux")]
+mod tcp_faults;
 #[cfg(target_os = "linux")]
 mod traces;
 
@@ -98,6 +101,7 @@ fn main() -> ExitCode {
         #[cfg_attr(not(unix), expect(unused_mut, reason = "nothing is added"))]
         let mut checks = match row.kind {
             Kind::Udp => conformance::checks(),
+            Kind::Tcp => tcp::checks(),
             Kind::Probe => probes::checks(row),
             Kind::Tool => Vec::new(),
         };
@@ -110,6 +114,9 @@ fn main() -> ExitCode {
             if row.kind == Kind::Udp {
                 checks.extend(faults::checks(row));
                 checks.extend(segments::checks(row));
+            }
+            if row.kind == Kind::Tcp {
+                checks.extend(tcp_faults::checks(row));
             }
             checks.extend(traces::checks(row));
             checks.extend(heap::checks(row));

@@ -53,10 +53,16 @@ fn catalogue_names_the_features() {
     }
 }
 
+/// The file in which a binary begins.
+fn source(name: &str) -> String {
+    let file = format!("src/bin/{name}.rs");
+    if path(&file).exists() { file } else { format!("src/bin/{name}/main.rs") }
+}
+
 /// The command in a binary's header works as typed.
 fn headers_say_how_to_run() {
     for row in ROWS.iter().filter(|row| row.kind != Kind::Tool) {
-        let source = read(&format!("src/bin/{}.rs", row.name));
+        let source = read(&source(row.name));
         let header: Vec<_> = source.lines().take_while(|line| line.starts_with("//!")).collect();
         let line = header.iter().find(|line| line.starts_with("//! Run:")).expect(row.name);
         assert!(line.trim_end().contains(&command(row)), "{}: {line}", row.name);
@@ -86,7 +92,7 @@ fn readme_table() {
             (None, Kind::Probe) => format!("[trace](docs/traces/{name}.txt)"),
             (None, _) => String::new(),
         };
-        table += &format!("| [`{name}`](src/bin/{name}.rs) | {shows} | {features} | {calls} |\n");
+        table += &format!("| [`{name}`]({}) | {shows} | {features} | {calls} |\n", source(name));
     }
     let readme = read("README.md");
     let (before, rest) = readme.split_once(BEGIN).expect("the first marker");

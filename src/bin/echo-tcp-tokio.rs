@@ -1,0 +1,113 @@
+//! TCP echo with a tokio task for each connection: written like the threads of echo-tcp-threads, run like the loop of
+//! echo-tcp-epoll.
+//!
+//! Run:             cargo run --bin echo-tcp-tokio
+//! Second terminal: nc 127.0.0.1 2000
+//! In the trace:    EPOLLET, then epoll_wait, recvfrom, sendto. A read that does not fill the buffer has taken all there
+//!                  is, so tokio spares the one that would end with EAGAIN.
+//! Left out:        `AsyncReadExt::read`, which would hold a buffer for each idle connection: here one is held only
+//!                  while a read is tried. And more than one thread.
+//! Oldest system:   what tokio supports: Linux, the BSDs, macOS, Windows and others.
+
+use echo_lab::stream::{Accepted, Moved, Streams, Transit};
+use echo_lab::{Attempt, Result, cli, net, report, stop};
+use socket2::SockRef;
+use std::cell::RefCell;
+use std::future::poll_fn;
+use std::io::ErrorKind;
+use std::net::Shutdown;
+use std::pin::{Pin, pin};
+use std::rc::Rc;
+use std::task::Poll;
+use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncWriteExt, ReadBuf};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+use tokio::task::LocalSet;
+
+/// Of all tasks: they run on one thread, and none keeps it borrowed while it waits.
+type Shared = Rc<RefCell<Streams>>;
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> Result<()> {
+    LocalSet::new().run_until(listen()).await
+}
+
+async fn listen() -> Result<()> {
+    let args: cli::StreamArgs = cli::parse_as(env!("CARGO_BIN_NAME"));
+    let listener = net::listen(&args)?;
+    listener.set_nonblocking(true).attempt("make the listener non-blocking")?;
+    let local = listener.local_addr().attempt("read the bound address")?;
+    let listener = TcpListener::from_std(listener).attempt("register the listener")?;
+    let mut stopped = pin!(stop::future()?);
+    let (stop, stopping) = watch::channel(());
+    let shared: Shared = Rc::new(RefCell::new(Streams::new(&args, local)));
+    report::listening(local)?;
+
+    while !shared.borrow().ledger.is_stopping() {
+        let accepts = shared.borrow_mut().ledger.accepts();
+        let pause = shared.borrow().ledger.timeout().unwrap_or(Duration::MAX);
+        tokio::select! {
+            () = &mut stopped => shared.borrow_mut().ledger.stop(),
+            () = tokio::time::sleep(pause), if !accepts => {}
+            result = listener.accept(), if accepts => {
+                if let Accepted::Connection(stream) = shared.borrow_mut().ledger.accepted(result)? {
+                    tokio::task::spawn_local(serve(stream, shared.clone(), stopping.clone()));
+                }
+            }
+        }
+    }
+    drop((listener, stopping, stop.send(())));
+    // Ends when no task is left to listen.
+    let deadline = shared.borrow().ledger.timeout().unwrap_or_default();
+    let _ = tokio::time::timeout(deadline, stop.closed()).await;
+    let mut streams = shared.borrow_mut();
+    streams.ledger.waits = tokio::runtime::Handle::current().metrics().worker_park_count(0);
+    streams.finish()
+}
+
+/// The task of one connection: echoes until the peer sends no more.
+async fn serve(mut stream: TcpStream, shared: Shared, mut stopping: watch::Receiver<()>) {
+    let mut transit = Transit::default();
+    let mut stopped = false;
+    loop {
+        let moved = if let Some(bytes) = transit.front() {
+            let result = stream.write(bytes).await;
+            shared.borrow_mut().wrote(&mut transit, result)
+        } else {
+            tokio::select! {
+                biased;
+                moved = read(&mut stream, &shared, &mut transit) => moved,
+                _ = stopping.changed(), if !stopped => {
+                    stopped = true;
+                    // What has arrived can still be read, then the stream ends. Fails if the peer has gone already.
+                    let _ = SockRef::from(&stream).shutdown(Shutdown::Read);
+                    Moved::Again
+                }
+            }
+        };
+        if moved == Moved::Over {
+            break;
+        }
+    }
+    shared.borrow_mut().ledger.closed();
+}
+
+/// Reads, as soon as there is something. It holds a buffer only during the call.
+async fn read(stream: &mut TcpStream, shared: &Shared, transit: &mut Transit) -> Moved {
+    poll_fn(|context| {
+        let mut streams = shared.borrow_mut();
+        let mut buffer = ReadBuf::new(streams.vacant(transit));
+        match Pin::new(&mut *stream).poll_read(context, &mut buffer) {
+            Poll::Ready(result) => {
+                let count = buffer.filled().len();
+                Poll::Ready(streams.read(transit, result.map(|()| count)))
+            }
+            Poll::Pending => {
+                streams.read(transit, Err(ErrorKind::WouldBlock.into()));
+                Poll::Pending
+            }
+        }
+    })
+    .await
+}

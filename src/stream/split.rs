@@ -1,0 +1,145 @@
+//! How a stream is cut into messages: lines, or frames with their length in front.
+
+/// Where a message ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Split {
+    /// After a newline. What stands before it may be any bytes.
+    Lines,
+    /// After as many bytes as the four before them say, big-endian.
+    Frames,
+}
+
+/// Bytes of a frame's header.
+const HEADER: usize = 4;
+/// An inbox that is empty keeps no more memory than this.
+const KEPT: usize = 4096;
+
+/// A message is longer than the limit: where the next one begins cannot be known, so the connection is over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TooLong(Split, usize);
+
+impl std::fmt::Display for TooLong {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let what = if self.0 == Split::Lines { "line" } else { "frame" };
+        write!(f, "a {what} of more than {} bytes", self.1)
+    }
+}
+
+/// What was read of one connection, until it makes up a message. Its memory grows with what has arrived, not with what
+/// a header announces, and never beyond one message and what came with its end.
+pub struct Inbox {
+    split: Split,
+    limit: usize,
+    bytes: Vec<u8>,
+    /// Where the next message begins, and up to where no newline was found.
+    start: usize,
+    searched: usize,
+}
+
+impl Inbox {
+    /// Messages may have `limit` bytes, newline or header not counted.
+    pub fn new(split: Split, limit: usize) -> Self {
+        Self { split, limit, bytes: Vec::new(), start: 0, searched: 0 }
+    }
+
+    /// Appends what was read.
+    pub fn push(&mut self, bytes: &[u8]) {
+        self.bytes.drain(..self.start);
+        self.searched = self.searched.saturating_sub(self.start);
+        self.start = 0;
+        self.bytes.extend_from_slice(bytes);
+    }
+
+    /// The next whole message as it came, with newline or header; `None` until more is read.
+    pub fn next_message(&mut self) -> Result<Option<&[u8]>, TooLong> {
+        let rest = &self.bytes[self.start..];
+        let too_long = TooLong(self.split, self.limit);
+        let len = match self.split {
+            Split::Lines => {
+                let new = self.searched.max(self.start) - self.start;
+                match rest[new..].iter().position(|byte| *byte == b'\n') {
+                    Some(at) if new + at > self.limit => return Err(too_long),
+                    None if rest.len() > self.limit => return Err(too_long),
+                    found => found.map(|at| new + at + 1),
+                }
+            }
+            Split::Frames => match rest.first_chunk::<HEADER>().map(|header| u32::from_be_bytes(*header) as usize) {
+                Some(len) if len > self.limit => return Err(too_long),
+                len => len.map(|len| HEADER + len).filter(|len| *len <= rest.len()),
+            },
+        };
+        match len {
+            Some(len) => {
+                self.start += len;
+                Ok(Some(&self.bytes[self.start - len..self.start]))
+            }
+            None => {
+                self.searched = self.bytes.len();
+                if self.start == self.bytes.len() {
+                    self.bytes.clear();
+                    self.bytes.shrink_to(KEPT);
+                    (self.start, self.searched) = (0, 0);
+                }
+                Ok(None)
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn all(inbox: &mut Inbox) -> Result<Vec<Vec<u8>>, TooLong> {
+        let mut messages = Vec::new();
+        while let Some(message) = inbox.next_message()? {
+            messages.push(message.to_vec());
+        }
+        Ok(messages)
+    }
+
+    /// However the bytes are cut into reads, the messages are the same.
+    #[test]
+    fn messages_do_not_depend_on_reads() {
+        let lines: &[&[u8]] = &[b"one\n", b"\n", b"two\r\n", b"\xff\xfe\x00\n", b"eight 89\n"];
+        let frames: &[&[u8]] = &[b"\0\0\0\x03one", b"\0\0\0\0", b"\0\0\0\x08eight678", b"\0\0\0\x01\n"];
+        for (split, messages) in [(Split::Lines, lines), (Split::Frames, frames)] {
+            let stream = messages.concat();
+            for size in 1..=stream.len() {
+                let mut inbox = Inbox::new(split, 8);
+                let mut found = Vec::new();
+                for part in stream.chunks(size) {
+                    inbox.push(part);
+                    found.extend(all(&mut inbox).unwrap());
+                }
+                assert_eq!(found, messages, "{split:?} in reads of {size}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_message_beyond_the_limit_is_an_error() {
+        for (split, stream) in [
+            (Split::Lines, &b"ninebytes"[..]),
+            (Split::Lines, b"ninebytes\n"),
+            (Split::Frames, b"\0\0\0\x09"),
+            (Split::Frames, b"\xff\xff\xff\xff"),
+        ] {
+            let mut inbox = Inbox::new(split, 8);
+            inbox.push(b"");
+            assert_eq!(all(&mut inbox), Ok(vec![]));
+            inbox.push(stream);
+            assert_eq!(all(&mut inbox), Err(TooLong(split, 8)), "{stream:?}");
+            assert!(inbox.bytes.capacity() < 64, "memory for what was only announced");
+        }
+    }
+
+    #[test]
+    fn memory_is_given_back() {
+        let mut inbox = Inbox::new(Split::Frames, 1 << 20);
+        inbox.push(&(1u32 << 20).to_be_bytes());
+        inbox.push(&[7; 1 << 20]);
+        assert_eq!(all(&mut inbox).unwrap().len(), 1);
+        assert!(inbox.bytes.capacity() <= KEPT, "{}", inbox.bytes.capacity());
+    }
+}

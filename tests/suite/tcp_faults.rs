@@ -1,0 +1,318 @@
+//! TCP servers when things go wrong: signals, no descriptors, thousands of idle connections, and errors that strace
+//! makes the kernel report.
+
+use crate::server::{PATIENCE, Server, bin, number};
+use crate::tcp::{Peer, alone, connect_all, content};
+use crate::{Check, Needs, Run, check};
+use echo_lab::catalog::Row;
+use std::io::{BufRead, BufReader, ErrorKind, Read};
+use std::process::{Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+pub fn checks(row: &Row) -> Vec<Check> {
+    let table: [(&str, Run); 8] = [
+        ("sigterm_with_connections_open", |row| sigterm(row, libc::SIGTERM)),
+        ("sigint_with_connections_open", |row| sigterm(row, libc::SIGINT)),
+        ("sigterm_with_bytes_on_their_way", sigterm_on_the_way),
+        ("sigterm_while_nobody_reads", sigterm_while_nobody_reads),
+        ("stop_and_continue", stop_and_continue),
+        ("out_of_descriptors", out_of_descriptors),
+        ("many_idle_connections", many_idle_connections),
+        ("waits_while_idle", waits_while_idle),
+    ];
+    let mut checks: Vec<_> = table.map(|(name, run)| check(name, Needs::Nothing, run)).into();
+    checks.push(check("tracer_attached_and_detached", Needs::Strace, tracer));
+    checks.push(check("no_allocation_for_a_message", Needs::Nothing, no_allocation));
+    let Some(calls) = row.calls else { return checks };
+    let faults = [
+        (Some(calls.recv), "EINTR", 0),
+        (Some(calls.recv), "EAGAIN", 0),
+        (Some(calls.recv), "ECONNRESET", 1),
+        (Some(calls.send), "EINTR", 0),
+        (Some(calls.send), "EAGAIN", 0),
+        (Some(calls.send), "EPIPE", 1),
+        (calls.wait, "EINTR", 0),
+    ];
+    for (call, error, failed) in faults {
+        let Some(call) = call else { continue };
+        let what = if call == calls.recv {
+            "read"
+        } else if call == calls.send {
+            "write"
+        } else {
+            "wait"
+        };
+        checks.push(check(format!("{what}_fails_with_{error}"), Needs::Strace, move |row| {
+            injected(row, call, error, failed)
+        }));
+    }
+    for error in ["ECONNABORTED", "EMFILE", "EINTR", "EPROTO"] {
+        checks.push(check(format!("accept_fails_with_{error}"), Needs::Strace, move |row| accept_fails(row, error)));
+    }
+    checks.push(check("fatal_error_of_the_listener", Needs::Strace, fatal));
+    checks
+}
+
+/// All that was sent has come back, and each client sees the end of its stream.
+fn sigterm(row: &Row, signal: i32) {
+    let server = Server::start(row, &[]);
+    let peers = connect_all(&server, 50);
+    peers.iter().skip(10).for_each(|peer| peer.echo(b"hello"));
+    let start = Instant::now();
+    server.signal(signal);
+    let ended = server.wait();
+    assert!(start.elapsed() < Duration::from_millis(900), "took {:?}", start.elapsed());
+    peers.iter().for_each(Peer::expect_end);
+    let summary = crate::server::summary(&ended);
+    let counts = ["accepted", "closed", "received_bytes", "unsent_bytes"].map(|name| number(&summary[name]));
+    assert_eq!(counts, [50, 50, 200, 0], "{summary}");
+}
+
+/// What the server has read, and what has arrived, still comes back.
+fn sigterm_on_the_way(row: &Row) {
+    let server = Server::start(row, &[]);
+    let peer = Peer::new(&server);
+    let mut len = 0;
+    // Until the server cannot write, and so does not read.
+    let left_unread = || {
+        (0..5).all(|_| {
+            thread::sleep(Duration::from_millis(1));
+            unread(&server) > 0
+        })
+    };
+    while !left_unread() {
+        peer.write(&content(len as u64, 32768));
+        len += 32768;
+    }
+    server.signal(libc::SIGTERM);
+    thread::sleep(Duration::from_millis(200));
+    peer.drain(len);
+    peer.expect_end();
+    let summary = crate::server::summary(&server.wait());
+    assert_eq!(number(&summary["received_bytes"]), len as u64, "{summary}");
+    assert_eq!(number(&summary["unsent_bytes"]), 0, "{summary}");
+}
+
+/// Bytes that have arrived at a connection of the server, and were not read: rx_queue in /proc/net/tcp.
+fn unread(server: &Server) -> u64 {
+    let local = format!(":{:04X}", server.addr.port());
+    let table = std::fs::read_to_string("/proc/net/tcp").unwrap();
+    let columns = table.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
+    // 01: established.
+    let own = columns.filter(|columns| columns[1].ends_with(&local) && columns[3] == "01");
+    own.map(|columns| u64::from_str_radix(columns[4].split_once(':').unwrap().1, 16).unwrap()).sum()
+}
+
+/// Who does not read cannot keep a server from ending: it has a second.
+fn sigterm_while_nobody_reads(row: &Row) {
+    let server = Server::start(row, &[]);
+    let peers = connect_all(&server, 3);
+    peers.iter().for_each(|peer| assert!(peer.fill() > 0));
+    let start = Instant::now();
+    let (summary, _) = server.stop();
+    assert!(start.elapsed() < Duration::from_secs(3), "took {:?}", start.elapsed());
+    assert!(number(&summary["unsent_bytes"]) > 0, "{summary}");
+}
+
+fn stop_and_continue(row: &Row) {
+    let server = Server::start(row, &[]);
+    let peer = Peer::new(&server);
+    for round in 0..20 {
+        server.signal(libc::SIGSTOP);
+        peer.write(&content(round, 1000));
+        thread::sleep(Duration::from_millis(round % 3));
+        server.signal(libc::SIGCONT);
+        peer.expect(&content(round, 1000));
+    }
+    server.stop();
+}
+
+fn tracer(row: &Row) {
+    let server = Server::start(row, &[]);
+    let peer = Peer::new(&server);
+    for _ in 0..3 {
+        let pid = server.pid().to_string();
+        let mut tracer = Command::new("strace");
+        tracer.args(["-f", "-o", "/dev/null", "-p", &pid]).stderr(Stdio::piped());
+        let mut tracer = tracer.spawn().unwrap();
+        let mut said = String::new();
+        BufReader::new(tracer.stderr.take().unwrap()).read_line(&mut said).unwrap();
+        assert!(said.contains("attached"), "{said}");
+        (0..5).for_each(|_| peer.echo(b"traced"));
+        // SAFETY: no memory is involved; the tracer has not been waited for, so the id is still its own.
+        unsafe { libc::kill(tracer.id() as i32, libc::SIGINT) };
+        tracer.wait().unwrap();
+        (0..5).for_each(|_| peer.echo(b"alone"));
+    }
+    server.stop();
+}
+
+/// User and system time so far of the process `id`.
+fn cpu(id: u32) -> Duration {
+    let stat = std::fs::read_to_string(format!("/proc/{id}/stat")).unwrap();
+    // Fields 14 and 15 of proc_pid_stat(5), in ticks of 10 ms; the second, in parentheses, may hold blanks.
+    let fields = stat.rsplit_once(") ").unwrap().1.split(' ').skip(11).take(2);
+    Duration::from_millis(fields.map(|ticks| ticks.parse::<u64>().unwrap() * 10).sum())
+}
+
+/// With room for some 20 connections, and 100 that come: those are served, the others wait without cost, and are served
+/// when there is room.
+fn out_of_descriptors(row: &Row) {
+    let mut command = Command::new("bash");
+    command.args(["-c", "ulimit -n 32 && exec \"$0\" \"$@\""]).arg(bin(row.name));
+    let server = Server::spawn(command.args(["--json", "--bind", "127.0.0.1:0"]), None);
+    let peers = connect_all(&server, 100);
+    peers.iter().for_each(|peer| peer.write(b"x"));
+    thread::sleep(Duration::from_millis(300));
+    let before = cpu(server.pid());
+    thread::sleep(Duration::from_secs(1));
+    let used = cpu(server.pid()) - before;
+    assert!(used <= Duration::from_millis(100), "{used:?} of CPU time in a second without descriptors");
+    let served = |peer: &Peer| {
+        peer.0.set_nonblocking(true).unwrap();
+        let result = (&peer.0).read(&mut [0; 2]);
+        peer.0.set_nonblocking(false).unwrap();
+        result.is_ok_and(|count| count == 1)
+    };
+    let (mut waiting, mut rounds) = (peers, 0);
+    let limit = Instant::now() + PATIENCE;
+    while !waiting.is_empty() && Instant::now() < limit {
+        let before = waiting.len();
+        // Those that were served leave.
+        waiting.retain(|peer| !served(peer));
+        rounds += u32::from(waiting.len() < before);
+        thread::sleep(Duration::from_millis(20));
+    }
+    assert!(waiting.is_empty(), "{} never served", waiting.len());
+    assert!(rounds >= 3, "all served in {rounds} rounds: nothing ran out");
+    let (summary, _) = server.stop();
+    assert_eq!(number(&summary["accepted"]), 100, "{summary}");
+    assert!(number(&summary["exhausted"]) > 0, "{summary}");
+}
+
+/// What an idle connection costs in memory, and that among thousands of them one is served.
+fn many_idle_connections(row: &Row) {
+    let threads = row.name == "echo-tcp-threads";
+    // A thread needs a stack, and has its buffer at hand.
+    let (wanted, limit_kib) = if threads { (1000, 80) } else { (10_000, 2) };
+    alone(|| {
+        // SAFETY: `limit` is valid for writes.
+        let descriptors = unsafe {
+            let mut limit: libc::rlimit = std::mem::zeroed();
+            assert_eq!(libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit), 0);
+            limit.rlim_cur as usize
+        };
+        let count = wanted.min(descriptors.saturating_sub(1500));
+        assert!(count >= 500, "ulimit -n is {descriptors}: try 4096");
+        let server = Server::start(row, &[]);
+        let polite = Peer::new(&server);
+        polite.echo(b"warm");
+        let before = server.memory();
+        let peers = connect_all(&server, count);
+        // The last one is accepted last.
+        peers[count - 1].echo(b"last");
+        polite.echo(b"still served");
+        let each = (server.memory() - before) as f64 / count as f64;
+        assert!(each <= f64::from(limit_kib), "{each:.2} KiB for each of {count} idle connections");
+        drop(peers);
+        polite.echo(b"still served");
+        let (summary, _) = server.stop();
+        assert_eq!(number(&summary["accepted"]), 1 + count as u64, "{summary}");
+    });
+}
+
+/// An idle server with a connection sleeps.
+fn waits_while_idle(row: &Row) {
+    let server = Server::start(row, &[]);
+    let peer = Peer::new(&server);
+    peer.echo(b"x");
+    let before = cpu(server.pid());
+    thread::sleep(Duration::from_secs(5));
+    assert!(cpu(server.pid()) - before <= Duration::from_millis(10));
+    let (summary, _) = server.stop();
+    assert!(number(&summary["waits"]) < 20, "{summary}");
+}
+
+/// The third to fifth call fail: the client goes on, since an injected EAGAIN is a lie, after which no edge will follow.
+fn injected(row: &Row, call: &str, error: &str, failed: u64) {
+    let when = if failed > 0 { "3" } else { "3..5" };
+    let server = Server::strace(row, &["-e", &format!("inject={call}:error={error}:when={when}")], &[]);
+    let mut peer = Peer::new(&server);
+    for round in 0..20u64 {
+        let message = content(round, 100);
+        peer.write(&message);
+        let mut found = vec![0; 100];
+        let mut len = 0;
+        peer.0.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
+        let limit = Instant::now() + PATIENCE;
+        while len < found.len() && Instant::now() < limit {
+            match (&peer.0).read(&mut found[len..]) {
+                Ok(0) => break,
+                Ok(count) => len += count,
+                Err(error) if error.kind() == ErrorKind::ConnectionReset => break,
+                // Whoever waits for an edge gets one: an empty segment is none, so a byte that is read back as well.
+                Err(_) => {
+                    peer.write(b"!");
+                    found.push(b'!');
+                }
+            }
+        }
+        if len < found.len() {
+            assert!(failed > 0, "only {len} bytes came back in round {round}");
+            peer = Peer::new(&server);
+            continue;
+        }
+        assert!(found.starts_with(&message) && found[100..].iter().all(|byte| *byte == b'!'), "round {round}");
+    }
+    let (summary, ended) = server.stop();
+    assert!(ended.trace.contains("(INJECTED)"), "nothing was injected into {call}");
+    // strace counts the calls that it makes fail in each thread for itself.
+    assert_eq!(number(&summary["failed"]).min(1), failed, "{summary}");
+}
+
+fn accept_fails(row: &Row, error: &str) {
+    let server = Server::strace(row, &["-e", &format!("inject=accept4:error={error}:when=2..4")], &[]);
+    for _ in 0..5 {
+        let peer = Peer::new(&server);
+        peer.echo(b"accepted after all");
+    }
+    let (summary, ended) = server.stop();
+    assert!(ended.trace.contains("(INJECTED)"), "nothing was injected into accept4");
+    let counter = match error {
+        "EMFILE" => "exhausted",
+        "EINTR" => return,
+        _ => "accept_errors",
+    };
+    assert_eq!((number(&summary["accepted"]), number(&summary[counter])), (5, 3), "{summary}");
+}
+
+/// Only an unusable listener ends a server, with a sentence.
+fn fatal(row: &Row) {
+    let server = Server::strace(row, &["-e", "inject=accept4:error=EBADF:when=1+"], &[]);
+    let expected = format!("Error: cannot accept on {}: Bad file descriptor (os error 9)\n", server.addr);
+    let _peer = Peer::new(&server);
+    let ended = server.wait();
+    assert_eq!((ended.status.code(), ended.stderr), (Some(1), expected));
+}
+
+/// A server that echoes many messages makes as many allocations as one that echoes a few.
+fn no_allocation(row: &Row) {
+    let (few, many) = (allocations(row, 100), allocations(row, 10_000));
+    assert!(few > 0, "the counter counts nothing");
+    assert!(many <= few + 2, "{few} allocations for 100 messages, {many} for 10 000");
+}
+
+fn allocations(row: &Row, messages: u64) -> u64 {
+    let mut command = Command::new(bin(row.name));
+    command.env("LD_PRELOAD", bin("examples").join("libcount_alloc.so")).args(["--json", "--bind", "127.0.0.1:0"]);
+    let server = Server::spawn(&mut command, None);
+    let peers = connect_all(&server, 4);
+    for message in 0..messages {
+        peers.iter().for_each(|peer| peer.write(&content(message, 64)));
+        peers.iter().for_each(|peer| peer.expect(&content(message, 64)));
+    }
+    let (_, ended) = server.stop();
+    let line = ended.stderr.lines().find_map(|line| line.strip_prefix("allocations: ")).expect("a count");
+    line.parse().unwrap()
+}
