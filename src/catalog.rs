@@ -255,6 +255,15 @@ pub const ROWS: &[Row] = &[
         3,
         "What does a task for each connection cost, in place of a thread?",
     ),
+    tcp(
+        "echo-tcp-registrar",
+        &["mio"],
+        cfg!(feature = "mio"),
+        Systems::All,
+        Some("epoll_wait"),
+        6,
+        "What if one thread polls, and others register and work?",
+    ),
     probe("future-notify", &["futures"], cfg!(feature = "futures"), "Who polls a future again, and when?"),
     probe("mio-empty", &["mio"], cfg!(feature = "mio"), "What does mio do with nothing registered?"),
     probe(

@@ -65,6 +65,7 @@ fn run(row: &Row, args: &Args, log: &std::path::Path) -> Result<()> {
         "mio-mixed" => &["--bind", "127.0.0.1:0", "--interval", "400", "--count", "4"],
         "mio-pipe" => &[],
         "echo-reuseport" => &["--bind", "127.0.0.1:0", "--threads", "1"],
+        "echo-tcp-registrar" => &["--bind", "127.0.0.1:0", "--workers", "1"],
         "probe-coop" => &["--burst", "2"],
         name if name.starts_with("probe-") => &[],
         _ if multisocket => &["--count", &count],
@@ -74,7 +75,7 @@ fn run(row: &Row, args: &Args, log: &std::path::Path) -> Result<()> {
     let filter = "trace=recvfrom,sendto,write,epoll_create1,epoll_ctl,epoll_wait,eventfd2,pipe2,socketpair";
     let mut command = Command::new("strace");
     // -D: the binary, not strace, is the child of this program, and gets its signals.
-    command.args(["-D", "-f", "-yy", "-s", "32", "-e", "signal=none", "-o"]).arg(log);
+    command.args(["-D", "-f", "-ttt", "-yy", "-s", "32", "-e", "signal=none", "-o"]).arg(log);
     if row.kind == Kind::Probe {
         command.args(["-e", filter]);
     }
@@ -199,9 +200,10 @@ impl Drop for Ended {
     }
 }
 
-/// One system call: the thread that made it, counted from 1, and the text.
+/// One system call: the thread that made it, counted from 1, when in seconds, and the text.
 struct Call {
     thread: usize,
+    at: f64,
     text: String,
 }
 
@@ -213,22 +215,39 @@ impl std::fmt::Display for Call {
 
 /// The calls in the order in which they began: of two threads, the one that is woken may return first.
 fn parse(log: &str) -> Vec<Call> {
-    let (mut calls, mut threads) = (Vec::<Call>::new(), Vec::new());
-    for (id, text) in log.lines().filter_map(|line| line.split_once(char::is_whitespace)) {
-        let text = text.trim_start();
-        let thread = threads.iter().position(|known| *known == id).unwrap_or_else(|| {
-            threads.push(id);
-            threads.len() - 1
-        }) + 1;
+    let mut threads: Vec<u32> = log.lines().filter_map(|line| line.split_whitespace().next()?.parse().ok()).collect();
+    threads.sort();
+    threads.dedup();
+    let mut calls = Vec::<Call>::new();
+    for line in log.lines() {
+        let mut parts = line.splitn(2, char::is_whitespace);
+        let (Some(Ok(id)), Some(rest)) = (parts.next().map(str::parse), parts.next()) else { continue };
+        let Some((at, text)) = rest.trim_start().split_once(' ') else { continue };
+        let thread = 1 + threads.partition_point(|known| *known < id);
         if let Some((_, rest)) = text.split_once(" resumed>").filter(|_| text.starts_with("<... ")) {
             if let Some(call) = calls.iter_mut().rev().find(|call| call.thread == thread) {
                 call.text += rest;
             }
         } else if !text.starts_with("+++") && !text.starts_with("---") {
-            calls.push(Call { thread, text: text.replace(" <unfinished ...>", "") });
+            let at = at.parse().unwrap_or_default();
+            calls.push(Call { thread, at, text: text.replace(" <unfinished ...>", "") });
         }
     }
     calls
+}
+
+/// The calls of one echo of a server that waits in one thread and reads in another, by thread: which of the two is
+/// quicker differs. An echo is what happens from one pause of the client to the next, so it begins after the waits.
+fn of_threads(calls: &[Call], is_read: impl Fn(&Call) -> bool) -> Vec<Vec<String>> {
+    const PAUSE: f64 = 0.01;
+    let echoes = calls.chunk_by(|before, after| after.at - before.at < PAUSE);
+    let echoes = echoes.filter(|echo| echo.iter().any(&is_read)).skip(1);
+    let lines = |echo: &[Call]| {
+        let mut echo: Vec<_> = echo.iter().collect();
+        echo.sort_by_key(|call| call.thread);
+        echo.into_iter().map(|call| normalise(&call.to_string())).collect()
+    };
+    echoes.map(lines).collect()
 }
 
 /// The calls of a server: those of its start, and those of one echo. An echo begins with the wait for its datagram.
@@ -240,15 +259,23 @@ fn print_server(row: &Row, args: &Args, calls: &[Call]) -> Result<()> {
     let (start, steady) = calls.split_at(listening + 1);
     let is = |call: &Call, name: &str| call.text.split_once('(').is_some_and(|(called, _)| called == name);
     let got = |call: &Call| is(call, names.recv) && !call.text.contains(" = -1 ");
+    let thread = |name: &str| Some(steady.iter().find(|call| is(call, name))?.thread);
+    let waits = names.wait.and_then(thread);
+    let hops = waits.is_some_and(|waits| thread(names.recv) != Some(waits));
     let mut bounds = Vec::new();
     let received = steady.iter().enumerate().filter(|(_, call)| got(call)).take(args.messages.into());
     for (at, _) in received {
         let wait = names.wait.and_then(|wait| steady[..at].iter().rposition(|call| is(call, wait)));
         bounds.push(wait.unwrap_or(at));
     }
-    let echoes: Vec<Vec<String>> = iter::zip(&bounds, bounds.iter().skip(1))
+    let mut echoes: Vec<Vec<String>> = iter::zip(&bounds, bounds.iter().skip(1))
         .map(|(from, to)| steady[*from..*to].iter().map(|call| normalise(&call.text)).collect())
         .collect();
+    if hops {
+        echoes = of_threads(steady, got);
+        // The last one runs into the end.
+        echoes.pop();
+    }
     let Some(first) = echoes.first() else {
         return Err(Error::new(format!("cannot find two echoes in the trace of {}", row.name)));
     };
@@ -289,6 +316,8 @@ fn normalise(call: &str) -> String {
         ("(in [", "]", "UDP"),
         ("{fd=", ",", "UDP"),
         (" 0x", ",", "POINTER"),
+        ("futex(", ",", "POINTER"),
+        ("FUTEX_WAIT_BITSET_PRIVATE, ", ",", "VALUE"),
     ] {
         text = replace_between(&text, before, after, |_| Some(name));
     }

@@ -22,6 +22,7 @@ mod signals;
 mod tcp;
 #[cfg(target_os = "linux")]
 mod tcp_faults;
+mod tcp_modes;
 #[cfg(target_os = "linux")]
 mod traces;
 
@@ -101,7 +102,7 @@ fn main() -> ExitCode {
         #[cfg_attr(not(unix), expect(unused_mut, reason = "nothing is added"))]
         let mut checks = match row.kind {
             Kind::Udp => conformance::checks(),
-            Kind::Tcp => tcp::checks(),
+            Kind::Tcp => [tcp::checks(), tcp_modes::checks(row)].into_iter().flatten().collect(),
             Kind::Probe => probes::checks(row),
             Kind::Tool => Vec::new(),
         };

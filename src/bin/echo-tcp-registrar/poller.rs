@@ -1,0 +1,304 @@
+//! The poller and its registrar. The poller's thread waits in the kernel; a registrar, of which each thread may have one,
+//! changes what it waits for, by calls of its own: epoll_ctl(2) and kevent(2) may be called during a wait.
+
+use crate::lock;
+use crate::mailbox::{Mailbox, Ready};
+use crate::timers::Timers;
+use echo_lab::{Attempt, Result};
+use mio::event::{Event, Source};
+use mio::{Events, Interest, Poll, Registry, Token, Waker};
+use std::collections::HashMap;
+use std::fmt;
+use std::io;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+/// Who is notified of what. Never used again, so a notification on its way cannot be taken for one of a successor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Id(usize);
+
+const WAKER: Token = Token(0);
+
+/// What a registrar refuses.
+#[derive(Debug)]
+pub enum Refused {
+    /// Never registered, or not any more.
+    Unknown(Id),
+    /// What the system said.
+    System(io::Error),
+}
+
+impl fmt::Display for Refused {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unknown(Id(number)) => write!(f, "nothing is registered as {number}"),
+            Self::System(error) => error.fmt(f),
+        }
+    }
+}
+
+/// The thread that waits.
+pub struct Poller {
+    poll: Poll,
+    shared: Arc<Shared>,
+}
+
+/// What any thread may use to be notified.
+pub struct Registrar {
+    registry: Registry,
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    waker: Arc<Waker>,
+    next_id: AtomicUsize,
+    owners: Mutex<HashMap<Id, Arc<Mailbox>>>,
+    timers: Mutex<Timers>,
+    ended: AtomicBool,
+}
+
+impl Poller {
+    pub fn new() -> Result<(Self, Registrar)> {
+        let poll = Poll::new().attempt("create a poll")?;
+        let waker = Arc::new(Waker::new(poll.registry(), WAKER).attempt("create a waker")?);
+        let registry = poll.registry().try_clone().attempt("clone the registry")?;
+        let shared = Arc::new(Shared {
+            waker,
+            next_id: AtomicUsize::new(1 + WAKER.0),
+            owners: Mutex::default(),
+            timers: Mutex::default(),
+            ended: AtomicBool::new(false),
+        });
+        Ok((Self { poll, shared: shared.clone() }, Registrar { registry, shared }))
+    }
+
+    /// Forwards what happens until [`Registrar::end`]; how many times it waited. `waked` is called after each wake-up.
+    pub fn run(mut self, waked: impl Fn()) -> Result<u64> {
+        let mut events = Events::with_capacity(256);
+        let mut waits = 0;
+        while !self.shared.ended.load(Ordering::Relaxed) {
+            let timeout = lock(&self.shared.timers).until_next(Instant::now());
+            waits += 1;
+            match self.poll.poll(&mut events, timeout) {
+                Err(error) if error.kind() != io::ErrorKind::Interrupted => return Err(error).attempt("poll"),
+                _ => {}
+            }
+            let owners = lock(&self.shared.owners);
+            for event in &events {
+                if event.token() == WAKER {
+                    waked();
+                } else if let Some(owner) = owners.get(&Id(event.token().0)) {
+                    owner.notify(Id(event.token().0), ready(event));
+                }
+            }
+            drop(owners);
+            // Once in each turn, so that the fastest timer leaves the sockets theirs.
+            lock(&self.shared.timers).fire(Instant::now());
+        }
+        Ok(waits)
+    }
+}
+
+fn ready(event: &Event) -> Ready {
+    [
+        (event.is_readable(), Ready::READABLE),
+        (event.is_writable(), Ready::WRITABLE),
+        (event.is_read_closed(), Ready::CLOSED),
+        (event.is_error(), Ready::ERROR),
+    ]
+    .into_iter()
+    .fold(Ready::default(), |all, (is, ready)| if is { all | ready } else { all })
+}
+
+impl Registrar {
+    /// For another thread.
+    pub fn try_clone(&self) -> Result<Self> {
+        let registry = self.registry.try_clone().attempt("clone the registry")?;
+        Ok(Self { registry, shared: self.shared.clone() })
+    }
+
+    /// Wakes the poller.
+    pub fn waker(&self) -> Arc<Waker> {
+        self.shared.waker.clone()
+    }
+
+    /// For what is not registered with the kernel.
+    pub fn new_id(&self) -> Id {
+        Id(self.shared.next_id.fetch_add(1, Ordering::Relaxed))
+    }
+
+    /// Notifies `owner` when something happens to `source`, edge-triggered. The system may refuse.
+    pub fn register(&self, source: &mut impl Source, interest: Interest, owner: &Arc<Mailbox>) -> io::Result<Id> {
+        let id = self.new_id();
+        // Before the kernel knows it: the first event may come at once.
+        lock(&self.shared.owners).insert(id, owner.clone());
+        let registered = self.registry.register(source, Token(id.0), interest);
+        registered.inspect_err(|_| drop(lock(&self.shared.owners).remove(&id))).map(|()| id)
+    }
+
+    /// Changes what `id` is notified of. It arms the edge anew: what is ready now is notified again.
+    pub fn reregister(&self, source: &mut impl Source, id: Id, interest: Interest) -> std::result::Result<(), Refused> {
+        if !lock(&self.shared.owners).contains_key(&id) {
+            return Err(Refused::Unknown(id));
+        }
+        self.registry.reregister(source, Token(id.0), interest).map_err(Refused::System)
+    }
+
+    /// No more notifications, but for one that is in the mailbox already.
+    pub fn deregister(&self, source: &mut impl Source, id: Id) -> std::result::Result<(), Refused> {
+        lock(&self.shared.owners).remove(&id).ok_or(Refused::Unknown(id))?;
+        self.registry.deregister(source).map_err(Refused::System)
+    }
+
+    /// Notifies `owner` once, when `after` has passed: never before, and at once if it is zero.
+    pub fn timeout(&self, after: Duration, owner: &Arc<Mailbox>) -> Id {
+        self.timer(after, None, owner)
+    }
+
+    /// Notifies `owner` again and again. A turn that comes late does not make the next ones come sooner.
+    pub fn interval(&self, every: Duration, owner: &Arc<Mailbox>) -> Id {
+        self.timer(every, Some(every), owner)
+    }
+
+    fn timer(&self, after: Duration, every: Option<Duration>, owner: &Arc<Mailbox>) -> Id {
+        let id = self.new_id();
+        if lock(&self.shared.timers).set(id, Instant::now() + after, every, owner.clone()) {
+            // The poller may be in a wait that is longer. That fails only if the kernel's counter is full, which wakes.
+            let _ = self.shared.waker.wake();
+        }
+        id
+    }
+
+    /// No more notifications of the timer `id`.
+    pub fn cancel(&self, id: Id) -> std::result::Result<(), Refused> {
+        lock(&self.shared.timers).cancel(id).ok_or(Refused::Unknown(id))
+    }
+
+    /// Ends the poller.
+    pub fn end(&self) {
+        self.shared.ended.store(true, Ordering::Relaxed);
+        let _ = self.shared.waker.wake();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::channel::{self, TryRecvError};
+    use crate::mailbox::Batch;
+    use mio::net::{TcpListener, TcpStream};
+    use std::thread;
+
+    fn start() -> (Registrar, Arc<Mailbox>) {
+        let (poller, registrar) = Poller::new().unwrap();
+        thread::spawn(move || poller.run(|| ()));
+        (registrar, Arc::default())
+    }
+
+    /// What comes within `timeout`.
+    fn next(mailbox: &Mailbox, timeout: Duration) -> Batch {
+        let mut batch = Batch::default();
+        mailbox.take(&mut batch, Some(timeout));
+        batch
+    }
+
+    const SOON: Duration = Duration::from_secs(5);
+    const SHORT: Duration = Duration::from_millis(30);
+
+    #[test]
+    fn ids_are_never_used_again() {
+        let (registrar, mailbox) = start();
+        let mut listener = TcpListener::bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let first = registrar.register(&mut listener, Interest::READABLE, &mailbox).unwrap();
+        registrar.reregister(&mut listener, first, Interest::READABLE).unwrap();
+        registrar.deregister(&mut listener, first).unwrap();
+        assert!(matches!(registrar.deregister(&mut listener, first), Err(Refused::Unknown(id)) if id == first));
+        let second = registrar.register(&mut listener, Interest::READABLE, &mailbox).unwrap();
+        assert_ne!(first, second);
+        let refused = registrar.reregister(&mut listener, first, Interest::READABLE).unwrap_err();
+        assert_eq!(refused.to_string(), format!("nothing is registered as {}", first.0));
+        let _client = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        assert_eq!(next(&mailbox, SOON).into_keys().collect::<Vec<_>>(), [second]);
+        registrar.end();
+    }
+
+    #[test]
+    fn a_connection_is_readable_writable_and_closed() {
+        let (registrar, mailbox) = start();
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut stream = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (peer, _) = listener.accept().unwrap();
+        let id = registrar.register(&mut stream, Interest::READABLE | Interest::WRITABLE, &mailbox).unwrap();
+        assert_eq!(next(&mailbox, SOON)[&id], Ready::WRITABLE);
+        std::io::Write::write_all(&mut &peer, b"x").unwrap();
+        assert_eq!(next(&mailbox, SOON)[&id], Ready::READABLE | Ready::WRITABLE);
+        drop(peer);
+        assert!(next(&mailbox, SOON)[&id].contains(Ready::READABLE | Ready::CLOSED));
+        registrar.end();
+    }
+
+    #[test]
+    fn a_timeout_comes_once_and_never_early() {
+        let (registrar, mailbox) = start();
+        for millis in [0, 1, 7, 20] {
+            let (start, after) = (Instant::now(), Duration::from_millis(millis));
+            let id = registrar.timeout(after, &mailbox);
+            assert_eq!(next(&mailbox, SOON), Batch::from([(id, Ready::TIMEOUT)]));
+            assert!(start.elapsed() >= after, "{:?} is before {after:?}", start.elapsed());
+            assert!(matches!(registrar.cancel(id), Err(Refused::Unknown(_))), "it has passed");
+        }
+        assert_eq!(next(&mailbox, SHORT), Batch::new());
+        registrar.end();
+    }
+
+    #[test]
+    fn a_timer_can_be_cancelled_and_a_later_one_still_comes() {
+        let (registrar, mailbox) = start();
+        let later = registrar.timeout(2 * SHORT, &mailbox);
+        let sooner = registrar.timeout(SHORT, &mailbox);
+        registrar.cancel(sooner).unwrap();
+        assert!(matches!(registrar.cancel(sooner), Err(Refused::Unknown(id)) if id == sooner));
+        assert_eq!(next(&mailbox, SOON), Batch::from([(later, Ready::TIMEOUT)]));
+        registrar.end();
+    }
+
+    /// An interval of zero is due in each turn of the poller.
+    #[test]
+    fn the_fastest_timer_starves_nothing() {
+        let (registrar, mailbox) = start();
+        let (busy, quiet) = (Arc::new(Mailbox::default()), mailbox);
+        let timer = registrar.interval(Duration::ZERO, &busy);
+        let mut listener = TcpListener::bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let id = registrar.register(&mut listener, Interest::READABLE, &quiet).unwrap();
+        for _ in 0..10 {
+            assert_eq!(next(&busy, SOON), Batch::from([(timer, Ready::TIMEOUT)]));
+        }
+        let _client = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        assert_eq!(next(&quiet, SOON), Batch::from([(id, Ready::READABLE)]));
+        registrar.cancel(timer).unwrap();
+        registrar.end();
+    }
+
+    #[test]
+    fn a_channel_wakes_once_for_a_burst_and_tells_empty_from_ended() {
+        let (registrar, mailbox) = start();
+        let (sender, receiver) = channel::new(&registrar, &mailbox);
+        assert_eq!(receiver.try_recv(), Err(TryRecvError::Empty));
+        (0..100).for_each(|number| sender.send(number).unwrap());
+        assert_eq!(next(&mailbox, SOON), Batch::from([(receiver.id, Ready::MESSAGE)]));
+        assert_eq!(next(&mailbox, SHORT), Batch::new());
+        (0..100).for_each(|number| assert_eq!(receiver.try_recv(), Ok(number)));
+        assert_eq!(receiver.try_recv(), Err(TryRecvError::Empty));
+        sender.send(7).unwrap();
+        assert_eq!(next(&mailbox, SOON), Batch::from([(receiver.id, Ready::MESSAGE)]));
+        drop(sender);
+        assert_eq!(next(&mailbox, SOON), Batch::from([(receiver.id, Ready::MESSAGE)]));
+        assert_eq!(receiver.try_recv(), Ok(7));
+        assert_eq!(receiver.try_recv(), Err(TryRecvError::Disconnected));
+        let (sender, receiver) = channel::new(&registrar, &mailbox);
+        drop(receiver);
+        assert!(sender.send(1).is_err());
+        registrar.end();
+    }
+}

@@ -1,0 +1,180 @@
+//! TCP servers that cut their streams into messages, and what only one of them does.
+
+use crate::server::Server;
+#[cfg(unix)]
+use crate::server::number;
+use crate::tcp::{Peer, connect_all, content};
+use crate::{Check, Needs, Run, check};
+use echo_lab::catalog::Row;
+use std::net::Shutdown;
+use std::thread;
+use std::time::{Duration, Instant};
+
+pub fn checks(row: &Row) -> Vec<Check> {
+    let frames: [(&str, Run); 4] = [
+        ("frames_come_back_whole", frames_come_back_whole),
+        ("frames_of_many_connections", |row| many_connections(row, "--frames")),
+        ("frame_beyond_the_limit", |row| beyond_the_limit(row, "--frames", &frame(&[7; 1001]))),
+        ("frame_of_four_gigabytes", |row| beyond_the_limit(row, "--frames", b"\xff\xff\xff\xff")),
+    ];
+    let registrar: [(&str, Run); 6] = [
+        ("lines_come_back_whole", lines_come_back_whole),
+        ("lines_of_many_connections", |row| many_connections(row, "--lines")),
+        ("line_beyond_the_limit", |row| beyond_the_limit(row, "--lines", &[b'x'; 1001])),
+        ("idle_connection_is_closed", idle_connection_is_closed),
+        ("idle_timeout_of_zero", idle_timeout_of_zero),
+        ("fastest_interval_starves_nothing", fastest_interval),
+    ];
+    let table = match row.name {
+        "echo-tcp-registrar" => [&frames[..], &registrar[..]].concat(),
+        "echo-tcp-reactor" => frames.to_vec(),
+        _ => return Vec::new(),
+    };
+    let mut checks: Vec<_> = table.into_iter().map(|(name, run)| check(name, Needs::Nothing, run)).collect();
+    if row.name == "echo-tcp-registrar" && cfg!(target_os = "linux") {
+        #[cfg(target_os = "linux")]
+        checks.push(check("registers_while_the_poller_waits", Needs::Strace, registers_while_the_poller_waits));
+    }
+    checks
+}
+
+fn frame(bytes: &[u8]) -> Vec<u8> {
+    [&(bytes.len() as u32).to_be_bytes()[..], bytes].concat()
+}
+
+/// However they arrive: each as soon as it is whole, and not before.
+fn come_back_whole(server: &Server, messages: &[Vec<u8>], rest: &[u8]) {
+    let peer = Peer::new(server);
+    for message in messages {
+        peer.echo(message);
+    }
+    // Byte by byte.
+    for message in messages.iter().filter(|message| message.len() < 100) {
+        for byte in message {
+            peer.write(&[*byte]);
+            thread::sleep(Duration::from_micros(200));
+        }
+        peer.expect(message);
+    }
+    // All in one, and the half of one more.
+    thread::scope(|scope| {
+        scope.spawn(|| peer.write(&[&messages.concat(), rest].concat()));
+        peer.expect(&messages.concat());
+    });
+    peer.0.set_read_timeout(Some(Duration::from_millis(50))).unwrap();
+    assert!(std::io::Read::read(&mut &peer.0, &mut [0]).is_err(), "what is not whole came back");
+    peer.0.shutdown(Shutdown::Write).unwrap();
+    peer.0.set_read_timeout(Some(crate::server::PATIENCE)).unwrap();
+    peer.expect_end();
+}
+
+fn frames_come_back_whole(row: &Row) {
+    let server = Server::start(row, &["--frames"]);
+    let messages = [&b"one"[..], b"", b"\0\0\0\x01", &content(0, 100_000), &content(0, 1 << 20)].map(frame);
+    come_back_whole(&server, &messages, b"\0\0\0\x05four");
+    server.stop();
+}
+
+fn lines_come_back_whole(row: &Row) {
+    let server = Server::start(row, &["--lines"]);
+    let long = [vec![b'x'; 300_000], b"\n".to_vec()].concat();
+    let messages = [&b"one\n"[..], b"\n", b"with CR\r\n", b"\xff\xfe\x80\0\n", &long].map(<[u8]>::to_vec);
+    come_back_whole(&server, &messages, b"not a whole line");
+    server.stop();
+}
+
+fn many_connections(row: &Row, flag: &str) {
+    let server = Server::start(row, &[flag]);
+    thread::scope(|scope| {
+        for (number, peer) in (0u64..).zip(connect_all(&server, 30)) {
+            scope.spawn(move || {
+                for round in 0..20 {
+                    let mut bytes = content(number * 1000 + round, (number as usize * 5003) % 70_000);
+                    bytes.retain(|byte| *byte != b'\n');
+                    let message = if flag == "--lines" { [bytes, b"\n".to_vec()].concat() } else { frame(&bytes) };
+                    peer.echo(&message);
+                }
+            });
+        }
+    });
+    server.stop();
+}
+
+/// The connection ends, nothing is allocated for what was only announced, and nobody else is affected.
+fn beyond_the_limit(row: &Row, flag: &str, message: &[u8]) {
+    let server = Server::start(row, &[flag, "--max-frame", "1000"]);
+    let polite = Peer::new(&server);
+    let fits = if flag == "--lines" { [&[b'y'; 1000][..], b"\n"].concat() } else { frame(&[5; 1000]) };
+    polite.echo(&fits);
+    #[cfg(target_os = "linux")]
+    let memory = server.memory();
+    for _ in 0..10 {
+        let peer = Peer::new(&server);
+        peer.write(message);
+        peer.expect_end();
+    }
+    #[cfg(target_os = "linux")]
+    assert!(server.memory() < memory + 256, "{} KiB, then {}", memory, server.memory());
+    polite.echo(&fits);
+    #[cfg(unix)]
+    {
+        let (summary, _) = server.stop();
+        assert_eq!((number(&summary["too_long"]), number(&summary["failed"])), (10, 0), "{summary}");
+    }
+}
+
+/// Not before its time, and not while something comes.
+fn idle_connection_is_closed(row: &Row) {
+    const IDLE: Duration = Duration::from_millis(300);
+    let server = Server::start(row, &["--idle-timeout", "300"]);
+    let (idle, busy) = (Peer::new(&server), Peer::new(&server));
+    let start = Instant::now();
+    while start.elapsed() < 3 * IDLE {
+        busy.echo(b"x");
+        thread::sleep(Duration::from_millis(20));
+    }
+    idle.expect_end();
+    busy.echo(b"still here");
+    let heard = Instant::now();
+    busy.expect_end();
+    assert!(heard.elapsed() >= IDLE - Duration::from_millis(5), "closed after {:?}", heard.elapsed());
+    server.stop();
+}
+
+fn idle_timeout_of_zero(row: &Row) {
+    let server = Server::start(row, &["--idle-timeout", "0"]);
+    let start = Instant::now();
+    Peer::new(&server).expect_end();
+    assert!(start.elapsed() < Duration::from_secs(1), "after {:?}", start.elapsed());
+    server.stop();
+}
+
+/// An interval of zero is due in every turn.
+fn fastest_interval(row: &Row) {
+    let server = Server::start(row, &["--interval", "0"]);
+    let peer = Peer::new(&server);
+    (0..100).for_each(|round| peer.echo(&content(round, 100)));
+    #[cfg(unix)]
+    {
+        let (_, ended) = server.stop();
+        assert!(ended.stderr.lines().any(|line| line == "1 connections open"), "no line of the interval");
+    }
+}
+
+/// EPOLL_CTL_ADD of a connection by another thread than the one inside epoll_wait, which nobody wakes for it.
+#[cfg(target_os = "linux")]
+fn registers_while_the_poller_waits(row: &Row) {
+    let server = Server::strace(row, &["-yy"], &[]);
+    let peers: Vec<_> = (0..4).map(|_| Peer::new(&server)).collect();
+    peers.iter().for_each(|peer| peer.echo(b"x"));
+    let (_, ended) = server.stop();
+    let trace = ended.trace.split_once("\"listening on ").unwrap().1;
+    // Then comes the stop signal, which does wake it.
+    let before_the_signal = trace.rsplit_once("sendto(").unwrap().0;
+    let thread = |line: &str| line.split_whitespace().next().unwrap().to_string();
+    let poller = before_the_signal.lines().find(|line| line.contains("epoll_wait")).map(thread).unwrap();
+    let added: Vec<_> = before_the_signal.lines().filter(|line| line.contains("EPOLL_CTL_ADD")).collect();
+    assert_eq!(added.len(), 4, "{added:#?}");
+    assert!(added.iter().all(|line| thread(line) != poller), "{added:#?}");
+    assert!(!before_the_signal.contains("eventfd]>, \"\\1"), "the poller was woken");
+}
