@@ -9,7 +9,7 @@ pub enum Kind {
     Tcp,
     /// A program that shows one behaviour of a library.
     Probe,
-    /// A program that works on the others.
+    /// A program that measures, or works on the others.
     Tool,
 }
 
@@ -264,6 +264,15 @@ pub const ROWS: &[Row] = &[
         6,
         "What if one thread polls, and others register and work?",
     ),
+    tcp(
+        "echo-tcp-reactor",
+        &["mio"],
+        cfg!(feature = "mio"),
+        Systems::All,
+        Some("epoll_wait"),
+        4,
+        "What if a program only says how it reacts to messages and commands?",
+    ),
     probe("future-notify", &["futures"], cfg!(feature = "futures"), "Who polls a future again, and when?"),
     probe("mio-empty", &["mio"], cfg!(feature = "mio"), "What does mio do with nothing registered?"),
     probe(
@@ -319,6 +328,15 @@ pub const ROWS: &[Row] = &[
         cfg!(feature = "futures"),
         "Why does join_all poll 30 futures for one wake-up, and one of 31?",
     ),
+    Row {
+        systems: Systems::All,
+        ..tool(
+            "pingpong",
+            &["pingpong"],
+            cfg!(feature = "pingpong"),
+            "How long does a message take there and back, in one thread and between two?",
+        )
+    },
     tool("trace", &[], true, "Which system calls does a binary make?"),
     tool("compare", &["compare"], cfg!(feature = "compare"), "What does each approach cost on this machine?"),
 ];

@@ -1,8 +1,8 @@
 //! TCP servers that cut their streams into messages, and what only one of them does.
 
-use crate::server::Server;
 #[cfg(unix)]
 use crate::server::number;
+use crate::server::{Server, run};
 use crate::tcp::{Peer, connect_all, content};
 use crate::{Check, Needs, Run, check};
 use echo_lab::catalog::Row;
@@ -27,7 +27,8 @@ pub fn checks(row: &Row) -> Vec<Check> {
     ];
     let table = match row.name {
         "echo-tcp-registrar" => [&frames[..], &registrar[..]].concat(),
-        "echo-tcp-reactor" => frames.to_vec(),
+        "echo-tcp-reactor" => [&frames[..], &[("several_runtimes", several_runtimes as Run)]].concat(),
+        "pingpong" => vec![("reports_round_trips", reports_round_trips as Run), ("bad_flags", pingpong_flags)],
         _ => return Vec::new(),
     };
     let mut checks: Vec<_> = table.into_iter().map(|(name, run)| check(name, Needs::Nothing, run)).collect();
@@ -36,6 +37,52 @@ pub fn checks(row: &Row) -> Vec<Check> {
         checks.push(check("registers_while_the_poller_waits", Needs::Strace, registers_while_the_poller_waits));
     }
     checks
+}
+
+/// Every runtime gets its share, and all threads end.
+fn several_runtimes(row: &Row) {
+    let server = Server::start(row, &["--runtimes", "3"]);
+    let peers = connect_all(&server, 30);
+    for round in 0..3 {
+        peers.iter().enumerate().for_each(|(number, peer)| peer.write(&content(number as u64 + round, 1000)));
+        peers.iter().enumerate().for_each(|(number, peer)| peer.expect(&content(number as u64 + round, 1000)));
+    }
+    #[cfg(target_os = "linux")]
+    {
+        let threads = std::fs::read_dir(format!("/proc/{}/task", server.pid())).unwrap().flatten();
+        let names = threads.map(|thread| std::fs::read_to_string(thread.path().join("comm")).unwrap());
+        let mut names: Vec<_> = names.filter(|name| name.starts_with("runtime-")).collect();
+        names.sort();
+        assert_eq!(names, ["runtime-0\n", "runtime-1\n", "runtime-2\n"]);
+    }
+    server.stop();
+}
+
+/// It ends by itself, with all round trips in the report, in order.
+fn reports_round_trips(row: &Row) {
+    for (between, what) in [
+        ("one", "round trips in one runtime"),
+        ("two", "round trips between two runtimes"),
+        ("orders", "orders from another thread to an idle runtime"),
+    ] {
+        let (status, stdout, stderr) = run(row.name, &["--between", between, "--count", "500", "--size", "1000"]);
+        assert_eq!((status, stderr.as_str()), (Some(0), ""));
+        let mut lines = stdout.lines();
+        assert_eq!(lines.next(), Some(&*format!("500 {what}, microseconds")));
+        let lines: Vec<_> = lines.map(|line| line.trim().split_once(' ').unwrap()).collect();
+        let names: Vec<_> = lines.iter().map(|(name, _)| *name).collect();
+        assert_eq!(names, ["min", "p50", "p90", "p99", "p99.9", "p99.99", "max"]);
+        let times: Vec<f64> = lines.iter().map(|(_, time)| time.trim().parse().unwrap()).collect();
+        assert!(times.is_sorted() && times[0] > 0.0, "{times:?}");
+    }
+}
+
+fn pingpong_flags(row: &Row) {
+    for flags in [&["--between", "three"][..], &["--count", "0"], &["--size", "1048577"], &["argument"]] {
+        let (status, stdout, stderr) = run(row.name, flags);
+        assert_eq!((status, stdout.as_str()), (Some(2), ""), "{flags:?}: {stderr}");
+        assert!(stderr.starts_with("error: "), "{flags:?}: {stderr}");
+    }
 }
 
 fn frame(bytes: &[u8]) -> Vec<u8> {
