@@ -24,6 +24,7 @@ pub fn checks(row: &Row) -> Vec<Check> {
             ("colours", Needs::Nothing, colours),
             ("idle_sockets_and_sweep", Needs::Nothing, sweep),
             ("segmentation_offload", Needs::Nothing, gso),
+            ("connections", Needs::Tracepoints, connections),
             ("overload_shows", Needs::Nothing, overload),
             ("reference_that_ends", Needs::Nothing, reference_that_ends),
             ("client_alone", Needs::Nothing, self_test),
@@ -56,12 +57,41 @@ fn bad_usage(row: &Row) {
         (&["--peer", "echo-poll=x {port}"], "--peer echo-poll: there is a server of that name"),
         (&["--gso", "--size", "64,100"], "--gso cuts a send into datagrams of one --size"),
         (&["--idle", "5", "echo-blocking"], "--idle: echo-blocking waits for one socket only"),
+        (&["--tcp", "--gso"], "cannot be used with"),
+        (&["--tcp", "echo-tokio"], "no server \"echo-tokio\" in this build; did you mean echo-tcp-tokio?"),
+        (&["--connections", "9", "--window", "8"], "--flows 9 needs a --window"),
         (&["--sweep", "colour"], "possible values: sockets, size, window"),
     ] {
         let (status, stdout, stderr) = run(row.name, flags);
         assert_eq!((status, stdout.as_str()), (Some(2), ""), "{flags:?}");
         assert!(stderr.starts_with("error: ") && stderr.contains(expected), "{flags:?}: {stderr}");
     }
+}
+
+/// TCP: over many connections, in pieces, with idle ones beside them, and with a server of somebody else's.
+fn connections(_: &Row) {
+    let epoll = bin("echo-tcp-epoll");
+    let peer = format!("theirs={} --bind {{addr}}", epoll.display());
+    let flags =
+        ["--tcp", "echo-tcp-epoll", "--peer", &peer, "--connections", "20", "--idle", "100", "--size", "64,30000"];
+    let (status, stdout, stderr, results) = quick(&[&flags[..], &["--sweep", "sockets"]].concat());
+    assert_eq!((status, stderr.as_str()), (Some(0), ""));
+    assert!(stdout.contains("\n20 connections, 20 outstanding, 100 idle sockets;"), "{stdout}");
+    assert_eq!((&results["reference"], &results["settings"]["tcp"]), (&"echo-tcp-threads".into(), &true.into()));
+    let mut names: Vec<_> = subjects(&results).iter().map(|subject| subject["name"].as_str().unwrap()).collect();
+    names.sort();
+    assert_eq!(names, ["echo-tcp-epoll", "echo-tcp-threads", "theirs"]);
+    for subject in subjects(&results) {
+        for fault in ["lost", "duplicates", "reordered", "corrupt"] {
+            assert_eq!(number(&subject["closed_loop"][fault]), 0, "{fault}: {subject}");
+        }
+        let calls = subject["calls"]["one_outstanding"].as_object().unwrap();
+        let calls: f64 = calls.values().map(float).sum();
+        let expected = if subject["name"] == "echo-tcp-threads" { 2.0 } else { 3.0 };
+        assert!((calls - expected).abs() < 0.2, "{subject}");
+    }
+    let points = results["sweeps"][0]["points"].as_array().unwrap();
+    assert_eq!(points.iter().map(|point| number(&point["value"])).collect::<Vec<_>>(), [10, 100, 1000]);
 }
 
 /// Runs it with `--quick` and these flags: status, output, and the results, which are as the schema says.

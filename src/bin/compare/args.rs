@@ -25,8 +25,17 @@ pub struct Args {
     #[arg(long, value_name = "NAME=COMMAND", value_parser = peer)]
     pub peer: Vec<(String, String)>,
 
-    /// The server that the others are compared with
-    #[arg(long, value_name = "SERVER", default_value = "echo-blocking")]
+    /// The TCP servers: each flow is a connection, and messages take the place of datagrams
+    #[arg(long, conflicts_with = "gso")]
+    pub tcp: bool,
+
+    /// The server that the others are compared with. With --tcp: echo-tcp-threads
+    #[arg(
+        long,
+        value_name = "SERVER",
+        default_value = "echo-blocking",
+        default_value_if("tcp", "true", "echo-tcp-threads")
+    )]
     pub reference: String,
 
     /// Fewer and shorter slices: a first look, with wider intervals
@@ -38,15 +47,16 @@ pub struct Args {
     #[arg(long)]
     pub self_test: bool,
 
-    /// Closed loop: datagrams outstanding. With --gso: 150, so that each flow fills its sends
-    #[arg(long, value_name = "N", default_value_t = 64, default_value_if("gso", "true", "150"), value_parser = value_parser!(u16).range(1..=1024))]
-    pub window: u16,
+    /// Closed loop: datagrams or messages outstanding (default: 64; with --gso 150, so that each flow fills its sends;
+    /// with --tcp one for each connection)
+    #[arg(long, value_name = "N", value_parser = value_parser!(u16).range(1..=10_000))]
+    window: Option<u16>,
 
-    /// Client sockets over which they are spread. With --gso: 3
-    #[arg(long, value_name = "N", default_value_t = 4, default_value_if("gso", "true", "3"), value_parser = value_parser!(u16).range(1..=256))]
-    pub flows: u16,
+    /// Client sockets over which they are spread. With --gso: 3. With --tcp: 50 connections
+    #[arg(long, visible_alias = "connections", value_name = "N", default_value_t = 4, default_value_ifs([("gso", "true", "3"), ("tcp", "true", "50")]), value_parser = value_parser!(u16).range(1..=10_000))]
+    flows: u16,
 
-    /// Bytes of each datagram; several, separated by commas, are taken in turn
+    /// Bytes of each datagram or message; several, separated by commas, are taken in turn
     #[arg(long, value_name = "BYTES", value_delimiter = ',', default_value = "64", value_parser = value_parser!(u16).range(16..=65507))]
     pub size: Vec<u16>,
 
@@ -54,11 +64,12 @@ pub struct Args {
     #[arg(long)]
     pub gso: bool,
 
-    /// Open loop, for latency: datagrams per second
+    /// Open loop, for latency: datagrams or messages per second
     #[arg(long, value_name = "N", default_value_t = 20_000, value_parser = value_parser!(u32).range(1..=10_000_000))]
     pub rate: u32,
 
-    /// Let each server wait for N more sockets, on which nothing comes; only those that can take part
+    /// Let each server wait for N more sockets, on which nothing comes; only those that can take part. With --tcp the client
+    /// makes N more connections
     #[arg(long, value_name = "N", default_value_t = 0, value_parser = value_parser!(u16).range(..=50_000))]
     pub idle: u16,
 
@@ -113,27 +124,43 @@ fn peer(text: &str) -> Result<(String, String), String> {
 }
 
 /// The servers that this build can compare.
-pub fn own() -> impl Iterator<Item = &'static Row> {
-    ROWS.iter().filter(|row| row.kind == Kind::Udp && row.built && row.works_here())
+pub fn own(tcp: bool) -> impl Iterator<Item = &'static Row> {
+    let kind = if tcp { Kind::Tcp } else { Kind::Udp };
+    ROWS.iter().filter(move |row| row.kind == kind && row.built && row.works_here())
 }
 
 impl Args {
     /// The load that is asked for.
     pub fn shape(&self) -> Shape {
         let sizes = self.size.iter().copied().map(usize::from).collect();
-        Shape { flows: self.flows.into(), window: self.window.into(), sizes, gso: self.gso }
+        let idle = if self.tcp { self.idle.into() } else { 0 };
+        Shape { flows: self.flows.into(), window: self.window().into(), sizes, gso: self.gso, tcp: self.tcp, idle }
+    }
+
+    fn window(&self) -> u16 {
+        let default = match (self.tcp, self.gso) {
+            (true, _) => self.flows,
+            (_, true) => 150,
+            _ => 64,
+        };
+        self.window.unwrap_or(default)
+    }
+
+    /// Whether a server takes part when it is to wait for more than one socket.
+    pub fn takes_sockets(&self, program: &Program) -> bool {
+        self.tcp || program.takes_sockets()
     }
 
     /// The servers to compare, the reference first; or what is wrong with the arguments.
     pub fn programs(&self) -> Result<Vec<(String, Program)>, String> {
-        if self.flows > self.window {
-            return Err(format!("--flows {} needs a --window at least as large, not {}", self.flows, self.window));
+        if self.flows > self.window() {
+            return Err(format!("--flows {} needs a --window at least as large, not {}", self.flows, self.window()));
         }
         if self.gso && self.size.len() > 1 {
             return Err("--gso cuts a send into datagrams of one --size, not several".into());
         }
         let folder = std::env::current_exe().map_err(|error| format!("cannot find this program's folder: {error}"))?;
-        let mut programs: Vec<_> = own()
+        let mut programs: Vec<_> = own(self.tcp)
             .map(|row| (row.name.to_string(), Program::Own(folder.with_file_name(row.name), row.takes_sockets)))
             .collect();
         for (name, command) in &self.peer {
@@ -154,14 +181,15 @@ impl Args {
         }
         let named = |name: &String| self.servers.contains(name) || self.peer.iter().any(|(peer, _)| peer == name);
         if self.idle > 0 {
-            if let Some((name, _)) = programs.iter().find(|(name, program)| named(name) && !program.takes_sockets()) {
+            if let Some((name, _)) = programs.iter().find(|(name, program)| named(name) && !self.takes_sockets(program))
+            {
                 return Err(format!("--idle: {name} waits for one socket only"));
             }
         }
         programs.retain(|(name, program)| {
             *name == self.reference
                 || named(name)
-                || self.servers.is_empty() && (self.idle == 0 || program.takes_sockets())
+                || self.servers.is_empty() && (self.idle == 0 || self.takes_sockets(program))
         });
         programs.sort_by_key(|(name, _)| *name != self.reference);
         Ok(programs)

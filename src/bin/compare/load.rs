@@ -1,10 +1,12 @@
-//! A load: datagrams over several sockets, each checked when it comes back. Closed loop: a window of them is always
+//! A load: datagrams over several sockets, or messages over several connections, each checked when it comes back. Closed loop: a window of them is always
 //! outstanding. Open loop: one is due at every tick of a schedule, whatever the server does.
 
-use crate::wire::{Batch, Segments, Wire};
+use crate::wire::{Batch, Segments, Stream, Wire};
 use hdrhistogram::Histogram;
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
+use socket2::{Domain, Socket, Type};
 use std::io;
-use std::net::{SocketAddr, UdpSocket};
+use std::net::{SocketAddr, TcpStream, UdpSocket};
 use std::time::{Duration, Instant};
 
 /// Sequence number and slice number.
@@ -22,6 +24,10 @@ pub struct Shape {
     pub sizes: Vec<usize>,
     /// Send and receive with segmentation offload.
     pub gso: bool,
+    /// Over TCP: a flow is a connection.
+    pub tcp: bool,
+    /// TCP: more connections, on which nothing is sent.
+    pub idle: usize,
 }
 
 /// What became of the datagrams of one slice.
@@ -68,6 +74,14 @@ impl Tally {
 pub struct Load {
     flows: Vec<Flow>,
     content: Content,
+    ready: Option<Ready>,
+    _idle: Vec<TcpStream>,
+}
+
+/// Of many connections, those on which something has come. A few sockets are simply asked.
+struct Ready {
+    epoll: Epoll,
+    events: Vec<EpollEvent>,
 }
 
 /// What is sent, and has to come back.
@@ -78,8 +92,8 @@ struct Content {
 }
 
 struct Flow {
-    socket: UdpSocket,
     wire: Box<dyn Wire>,
+    ready: bool,
     window: usize,
     /// Each outstanding datagram, by sequence number modulo the length.
     pending: Vec<Option<Pending>>,
@@ -117,19 +131,19 @@ impl Load {
         let largest = shape.sizes.iter().copied().max().unwrap_or(HEADER);
         let pattern: Vec<u8> = (0..largest).map(|at| (at * 31 + 7) as u8).collect();
         let flow = |_| {
-            let socket = UdpSocket::bind("127.0.0.1:0")?;
-            socket.connect(server.map_or_else(|| socket.local_addr(), Ok)?)?;
-            socket.set_nonblocking(true)?;
-            let wire: Box<dyn Wire> = match shape.gso {
-                true => Box::new(Segments::new(&socket, window, &pattern)?),
-                false => Box::new(Batch::new(window, &pattern)),
+            let wire: Box<dyn Wire> = match (shape.tcp, shape.gso) {
+                (true, _) => Box::new(Stream::new(connect(server)?, window, &pattern, &shape.sizes)?),
+                (_, true) => Box::new(Segments::new(socket(server)?, window, &pattern)?),
+                _ => Box::new(Batch::new(socket(server)?, window, &pattern)),
             };
             // Longer than the window, so that a late answer is told from one that is outstanding.
             let pending = vec![None; window * 4];
-            Ok(Flow { socket, wire, window, pending, outstanding: 0, next: 0, expected: 0, schedule: None })
+            Ok(Flow { wire, ready: true, window, pending, outstanding: 0, next: 0, expected: 0, schedule: None })
         };
-        let flows = (0..shape.flows).map(flow).collect::<io::Result<_>>()?;
-        Ok(Self { flows, content: Content { slice: 0, sizes: shape.sizes.clone(), pattern } })
+        let flows = (0..shape.flows).map(flow).collect::<io::Result<Vec<_>>>()?;
+        let ready = shape.tcp.then(|| Ready::new(&flows)).transpose()?;
+        let idle = (0..shape.idle).map(|_| connect(server)).collect::<io::Result<_>>()?;
+        Ok(Self { flows, content: Content { slice: 0, sizes: shape.sizes.clone(), pattern }, ready, _idle: idle })
     }
 
     /// Loads the server for `duration`, then waits for what is outstanding. Closed loop: keeps the window full. With a
@@ -148,12 +162,19 @@ impl Load {
         }
         loop {
             let (mut outstanding, mut got) = (0, false);
+            if let Some(ready) = &mut self.ready {
+                ready.look(&mut self.flows)?;
+            }
             for flow in &mut self.flows {
-                let now = Instant::now();
-                if now < end {
-                    flow.send(&self.content, now)?;
+                if flow.outstanding < flow.window {
+                    let now = Instant::now();
+                    if now < end {
+                        flow.send(&self.content, now)?;
+                    }
                 }
-                got |= flow.receive(&self.content, &mut tally)?;
+                if flow.ready {
+                    got |= flow.receive(&self.content, &mut tally)?;
+                }
                 outstanding += flow.outstanding;
             }
             if got {
@@ -171,6 +192,46 @@ impl Load {
     }
 }
 
+/// To `server`; without one, to itself.
+fn socket(server: Option<SocketAddr>) -> io::Result<UdpSocket> {
+    let socket = UdpSocket::bind("127.0.0.1:0")?;
+    socket.connect(server.map_or_else(|| socket.local_addr(), Ok)?)?;
+    socket.set_nonblocking(true)?;
+    Ok(socket)
+}
+
+/// To `server`; without one, to itself: a simultaneous open (RFC 9293, 3.5).
+fn connect(server: Option<SocketAddr>) -> io::Result<TcpStream> {
+    if let Some(server) = server {
+        return TcpStream::connect(server);
+    }
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
+    socket.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into())?;
+    socket.connect(&socket.local_addr()?)?;
+    Ok(socket.into())
+}
+
+impl Ready {
+    fn new(flows: &[Flow]) -> io::Result<Self> {
+        let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
+        for (flow, number) in flows.iter().zip(0..) {
+            epoll.add(flow.wire.socket(), EpollEvent::new(EpollFlags::EPOLLIN, number))?;
+        }
+        Ok(Self { epoll, events: vec![EpollEvent::empty(); flows.len().clamp(1, 256)] })
+    }
+
+    /// Marks those that are ready, without waiting.
+    fn look(&mut self, flows: &mut [Flow]) -> io::Result<()> {
+        flows.iter_mut().for_each(|flow| flow.ready = false);
+        let count = match self.epoll.wait(&mut self.events, EpollTimeout::ZERO) {
+            Err(nix::errno::Errno::EINTR) => 0,
+            result => result?,
+        };
+        self.events[..count].iter().for_each(|event| flows[event.data() as usize].ready = true);
+        Ok(())
+    }
+}
+
 impl Flow {
     fn send(&mut self, content: &Content, now: Instant) -> io::Result<()> {
         let room = self.window - self.outstanding;
@@ -183,7 +244,7 @@ impl Flow {
             datagram[..8].copy_from_slice(&sequence.to_le_bytes());
             datagram[8..HEADER].copy_from_slice(&content.slice.to_le_bytes());
         }
-        let sent = self.wire.send(&self.socket, count)?;
+        let sent = self.wire.send(count)?;
         for _ in 0..sent {
             let due = self.schedule.as_mut().map_or(now, |schedule| {
                 let due = schedule.next;
@@ -199,7 +260,7 @@ impl Flow {
     }
 
     fn receive(&mut self, content: &Content, tally: &mut Tally) -> io::Result<bool> {
-        let got = self.wire.receive(&self.socket)?;
+        let got = self.wire.receive()?;
         let now = Instant::now();
         for at in 0..got {
             let datagram = self.wire.incoming(at);
@@ -267,7 +328,7 @@ mod tests {
     use std::sync::atomic::{AtomicBool, Ordering};
 
     fn shape(sizes: Vec<usize>, gso: bool) -> Shape {
-        Shape { flows: 2, window: 8, sizes, gso }
+        Shape { flows: 2, window: 8, sizes, gso, tcp: false, idle: 0 }
     }
 
     fn against(answer: impl Fn(u64, &UdpSocket, &mut [u8], SocketAddr) + Send + 'static) -> Tally {
@@ -355,6 +416,41 @@ mod tests {
             assert!(tally.received > 20, "{}", tally.received);
             assert_eq!((tally.lost, tally.duplicates, tally.reordered, tally.corrupt), (0, 0, 0, 0));
         }
+    }
+
+    #[test]
+    fn messages_of_a_connection_come_back() {
+        for (flows, sizes) in [(1, vec![64]), (300, vec![64]), (4, vec![16, 50_000, 64])] {
+            let shape = Shape { flows, window: flows * 2, tcp: true, ..shape(sizes, false) };
+            let tally = Load::new(None, &shape).unwrap().run(Duration::from_millis(50), None).unwrap();
+            assert!(tally.received > 300, "{}", tally.received);
+            assert_eq!((tally.lost, tally.duplicates, tally.reordered, tally.corrupt), (0, 0, 0, 0));
+        }
+    }
+
+    /// In pieces of any size, and one byte wrong.
+    #[test]
+    fn a_connection_is_checked_and_its_end_is_an_error() {
+        use std::io::{Read, Write};
+        let server = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let addr = server.local_addr().unwrap();
+        let thread = std::thread::spawn(move || {
+            let (mut stream, _) = server.accept().unwrap();
+            let (mut buffer, mut total) = ([0; 333], 0);
+            while total < 2_000 {
+                let count = stream.read(&mut buffer).unwrap();
+                if (total..total + count).contains(&1_000) {
+                    buffer[1_000 - total] ^= 1;
+                }
+                buffer[..count].chunks(7).for_each(|piece| stream.write_all(piece).unwrap());
+                total += count;
+            }
+        });
+        let shape = Shape { flows: 1, window: 4, tcp: true, ..shape(vec![100], false) };
+        let mut load = Load::new(Some(addr), &shape).unwrap();
+        let tally = load.run(Duration::from_secs(5), None);
+        assert_eq!(tally.err().map(|error| error.kind()), Some(io::ErrorKind::UnexpectedEof));
+        thread.join().unwrap();
     }
 
     #[test]

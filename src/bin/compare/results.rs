@@ -55,15 +55,17 @@ pub struct Environment {
 #[derive(Serialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Settings {
-    /// Client sockets.
+    /// Client sockets; over TCP: connections.
     pub flows: usize,
-    /// Datagrams outstanding over all flows, closed loop.
+    /// Datagrams or messages outstanding over all flows, closed loop.
     pub window: usize,
-    /// Bytes of the datagrams, in turn.
+    /// Bytes of the datagrams or messages, in turn.
     pub sizes: Vec<usize>,
+    /// Whether it was TCP: messages over connections.
+    pub tcp: bool,
     /// Whether the client sends and receives with segmentation offload.
     pub gso: bool,
-    /// Datagrams per second, open loop.
+    /// Datagrams or messages per second, open loop.
     pub rate: u32,
     /// More sockets that each server keeps in its wait.
     pub idle: usize,
@@ -125,7 +127,7 @@ pub struct Closed {
     pub duplicates: u64,
     pub reordered: u64,
     pub corrupt: u64,
-    /// It holds the time that a datagram waited for those before it in the window.
+    /// It holds the time that a datagram or message waited for those before it in the window.
     pub latency_ns: Percentiles,
 }
 
@@ -180,11 +182,11 @@ pub struct Sweep {
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum Parameter {
-    /// Sockets that the server waits for; one of them is active, with one datagram outstanding
+    /// Sockets that the server waits for; one of them is active, with one datagram or message outstanding
     Sockets,
-    /// Bytes of each datagram
+    /// Bytes of each datagram or message
     Size,
-    /// Datagrams outstanding
+    /// Datagrams or messages outstanding
     Window,
 }
 
@@ -221,6 +223,13 @@ pub struct PointFigures {
     pub cpu_ns_per_echo: f64,
     pub x_eps: Ratio,
     pub x_cpu: Ratio,
+}
+
+impl Settings {
+    /// What is sent.
+    pub fn unit(&self) -> &'static str {
+        if self.tcp { "messages" } else { "datagrams" }
+    }
 }
 
 impl From<&Histogram<u64>> for Percentiles {

@@ -28,7 +28,7 @@ const SPARE: f64 = 1.4;
 pub fn main() -> Result<ExitCode> {
     let args = Args::parse();
     if args.list {
-        args::own().try_for_each(|row| print_line(format_args!("{:22} {}", row.name, row.shows)))?;
+        args::own(args.tcp).try_for_each(|row| print_line(format_args!("{:22} {}", row.name, row.shows)))?;
         return Ok(ExitCode::SUCCESS);
     }
     let programs = match args.programs() {
@@ -133,7 +133,7 @@ struct Slice {
 
 impl Runner {
     fn new(name: &str, program: &Program, core: Option<usize>, plan: &Plan) -> Result<Self> {
-        let subject = Subject::start(name, program, plan.sockets, core, &plan.shape.sizes)?;
+        let subject = Subject::start(name, program, plan.sockets, core, &plan.shape)?;
         let load = Load::new(Some(subject.addr), &plan.shape).attempt(format_args!("make a client for {name}"))?;
         let (eps, cpu, x_eps, x_cpu) = Default::default();
         let (closed, open) = (Work::none(), Work::none());
@@ -238,7 +238,7 @@ impl Lab {
         for (parameter, plans) in sweeps {
             let mut points = Vec::new();
             for (value, plan) in plans {
-                let takes_part = |(_, program): &&(_, Program)| plan.sockets == 1 || program.takes_sockets();
+                let takes_part = |(_, program): &&(_, Program)| plan.sockets == 1 || args.takes_sockets(program);
                 let others = programs[1..].iter().filter(takes_part);
                 let programs: Vec<_> = programs[..1].iter().chain(others).cloned().collect();
                 let Paired { runners, noise, failures } = self.paired(&plan, &programs)?;
@@ -259,6 +259,7 @@ impl Lab {
                 window: plan.shape.window,
                 sizes: plan.shape.sizes,
                 gso: plan.shape.gso,
+                tcp: plan.shape.tcp,
                 rate: args.rate,
                 idle: args.idle.into(),
                 rounds,
@@ -277,7 +278,9 @@ impl Lab {
 
     /// All subjects at once, in slices, each next to one of the reference, which is the first program.
     fn paired(&mut self, plan: &Plan, programs: &[(String, Program)]) -> Result<Paired> {
-        allow_descriptors(plan.sockets);
+        // Those of a server, or those of the client, which has all connections at once.
+        let of_client = if plan.shape.tcp { (plan.shape.flows + plan.shape.idle) * (programs.len() + 1) } else { 0 };
+        allow_descriptors(plan.sockets.max(of_client));
         let mut failures = Vec::new();
         let mut runners = Vec::new();
         let (name, program) = &programs[0];
@@ -377,7 +380,8 @@ fn points(parameter: Parameter, plan: &Plan) -> Vec<(usize, Plan)> {
     let shape = &quick.shape;
     let point = |value| match parameter {
         Parameter::Sockets => {
-            Plan { shape: Shape { flows: 1, window: 1, ..shape.clone() }, sockets: value, ..quick.clone() }
+            let idle = if shape.tcp { value - 1 } else { 0 };
+            Plan { shape: Shape { flows: 1, window: 1, idle, ..shape.clone() }, sockets: value, ..quick.clone() }
         }
         Parameter::Size => {
             // As many as a receive buffer of the default size takes.
@@ -391,6 +395,8 @@ fn points(parameter: Parameter, plan: &Plan) -> Vec<(usize, Plan)> {
         }
     };
     let values: &[usize] = match parameter {
+        // The client would need 10 000 connections to each server at once.
+        Parameter::Sockets if shape.tcp => &[10, 100, 1000],
         Parameter::Sockets => &[10, 100, 1000, 10_000],
         Parameter::Size => &[16, 64, 256, 1024, 4096, 16_384, 65_507],
         Parameter::Window => &[1, 4, 16, 64, 256],
@@ -449,7 +455,7 @@ fn figures(runner: &Runner, noise: &Noise, calls: Option<CallsPerEcho>) -> Optio
 
 /// System calls for each echo, in passes of their own.
 fn calls(meter: &Meter, runner: &mut Runner, plan: &Plan) -> Result<CallsPerEcho> {
-    let one = Shape { flows: 1, window: 1, sizes: vec![64], gso: false };
+    let one = Shape { flows: 1, window: 1, sizes: vec![64], gso: false, tcp: plan.shape.tcp, idle: 0 };
     let mut one = Load::new(Some(runner.subject.addr), &one).attempt("make a client")?;
     let count = |load: &mut Load, duration, rate| {
         let mut echoes = 0;
@@ -457,6 +463,8 @@ fn calls(meter: &Meter, runner: &mut Runner, plan: &Plan) -> Result<CallsPerEcho
         let calls = meter.count(runner.subject.id(), work)?;
         Ok::<_, Error>(calls.into_iter().map(|(name, count)| (name, count as f64 / echoes.max(1) as f64)).collect())
     };
+    // A server may have a thread for the connection: it is to be there when the counters are attached.
+    one.run(Duration::from_millis(5), Some(1000)).attempt("load")?;
     // One outstanding, and apart, so that even a server that is traced has gone back to its wait.
     let one_outstanding = count(&mut one, Duration::from_millis(100), Some(1000))?;
     Ok(CallsPerEcho { one_outstanding, loaded: count(&mut runner.load, plan.slice, None)? })

@@ -1,13 +1,14 @@
 //! An echo server as a process of its own, and what the kernel says about it.
 
+use crate::load::Shape;
 use echo_lab::{Attempt, Error, Result};
 use nix::sched::{CpuSet, sched_setaffinity};
 use nix::sys::signal::Signal;
 use nix::time::ClockId;
 use nix::unistd::Pid;
 use std::fs::{self, File};
-use std::io::{BufRead, BufReader, Read, Seek};
-use std::net::{SocketAddr, UdpSocket};
+use std::io::{BufRead, BufReader, Read, Seek, Write};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -46,8 +47,8 @@ impl Program {
 
 impl Subject {
     /// Starts a server that waits for so many `sockets`, on `core` if there is a choice, and checks that it echoes
-    /// datagrams of these `sizes` right.
-    pub fn start(name: &str, program: &Program, sockets: usize, core: Option<usize>, sizes: &[usize]) -> Result<Self> {
+    /// right what the load will send.
+    pub fn start(name: &str, program: &Program, sockets: usize, core: Option<usize>, shape: &Shape) -> Result<Self> {
         let (mut command, addr) = match program {
             Program::Own(path, takes_sockets) => {
                 let mut command = Command::new(path);
@@ -58,7 +59,7 @@ impl Subject {
                 (command, None)
             }
             Program::Peer(line) => {
-                let addr = free_address()?;
+                let addr = free_address(shape.tcp)?;
                 let line = line.replace("{addr}", &addr.to_string()).replace("{port}", &addr.port().to_string());
                 let line = line.replace("{sockets}", &sockets.to_string());
                 let mut command = Command::new("sh");
@@ -88,7 +89,10 @@ impl Subject {
             let said = || if line.is_empty() { subject.last_words() } else { line.clone() };
             subject.addr = addr.ok_or_else(|| Error::new(format!("{name} does not listen: {}", said().trim_end())))?;
         }
-        subject.verify(sizes)?;
+        match shape.tcp {
+            true => subject.verify_stream(&shape.sizes)?,
+            false => subject.verify(&shape.sizes)?,
+        }
         Ok(subject)
     }
 
@@ -132,6 +136,39 @@ impl Subject {
             }
         }
         Ok(())
+    }
+
+    /// As [`verify`](Self::verify), over connections.
+    fn verify_stream(&mut self, sizes: &[usize]) -> Result<()> {
+        let wrong = |what: String| Error::new(format!("{} does not echo: {what}", self.name));
+        let limit = Instant::now() + PATIENCE;
+        let mut stream = loop {
+            match TcpStream::connect(self.addr) {
+                Ok(stream) => break stream,
+                Err(error) if Instant::now() > limit => {
+                    return Err(wrong(format!("no connection to {} within {PATIENCE:?}: {error}", self.addr)));
+                }
+                Err(_) => std::thread::sleep(Duration::from_millis(20)),
+            }
+            if let Ok(Some(status)) = self.child.try_wait() {
+                return Err(wrong(format!("it ended with {status} {}", self.last_words()).trim_end().into()));
+            }
+        };
+        stream.set_read_timeout(Some(PATIENCE)).attempt("set a time limit")?;
+        for size in [1, 64, 512, 1400, 65_536].iter().chain(sizes).copied() {
+            let bytes: Vec<u8> = (0..size).map(|at| (at * 17) as u8).collect();
+            let mut back = vec![0; size];
+            let result = stream.write_all(&bytes).and_then(|()| stream.read_exact(&mut back));
+            result.map_err(|error| wrong(format!("{size} bytes: {error}")))?;
+            if back != bytes {
+                return Err(wrong(format!("{size} bytes came back as others")));
+            }
+        }
+        let end = stream.shutdown(Shutdown::Write).and_then(|()| stream.read(&mut [0]));
+        match end {
+            Ok(0) => Ok(()),
+            other => Err(wrong(format!("the end of the stream did not come back, but {other:?}"))),
+        }
     }
 
     /// CPU time used so far, by all of its threads.
@@ -209,6 +246,10 @@ pub fn field(path: &Path, name: &str) -> Vec<u64> {
 }
 
 /// Free now; a peer is started on it at once.
-fn free_address() -> Result<SocketAddr> {
-    UdpSocket::bind("127.0.0.1:0").and_then(|socket| socket.local_addr()).attempt("find a free port")
+fn free_address(tcp: bool) -> Result<SocketAddr> {
+    let address = match tcp {
+        true => TcpListener::bind("127.0.0.1:0").and_then(|socket| socket.local_addr()),
+        false => UdpSocket::bind("127.0.0.1:0").and_then(|socket| socket.local_addr()),
+    };
+    address.attempt("find a free port")
 }

@@ -74,12 +74,18 @@ fn explanation(results: &Results) -> String {
         0 => String::new(),
         idle => format!(", {idle} idle sockets"),
     };
+    let over = match settings.tcp {
+        true => format!("{} connections, {} outstanding{waiting}", settings.flows, settings.window),
+        false => format!("Window of {}{waiting}", settings.window),
+    };
     format!(
         "x_: paired with {}, slice by slice; against itself x_cpu {median:.2} ({low:.2}-{high:.2}),\n\
          and what is within that is a tie (~). #: 1 and how many are clearly cheaper by CPU.\n\
-         Window of {}{waiting}; calls with 1 outstanding/with the window; latency at {} datagrams/s.\n\
+         {over}; calls with 1 outstanding/with the window; latency at {} {}/s.\n\
          METHODOLOGY.md says how this is measured, and what it does not show.\n",
-        results.reference, settings.window, settings.rate
+        results.reference,
+        settings.rate,
+        settings.unit(),
     )
 }
 
@@ -108,7 +114,8 @@ fn remarks(results: &Results) -> String {
     let mut text = failures(&results.failures, "");
     for figures in results.subjects.iter().filter(|figures| figures.open_loop.unsent > 0) {
         let (unsent, rate) = (figures.open_loop.unsent, results.settings.rate);
-        text += &format!("{}: did not keep {rate} datagrams/s: {unsent} were never sent\n", figures.name);
+        let unit = results.settings.unit();
+        text += &format!("{}: did not keep {rate} {unit}/s: {unsent} were never sent\n", figures.name);
     }
     text.extend(results.notes.iter().map(|note| format!("note: {note}\n")));
     text

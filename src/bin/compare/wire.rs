@@ -1,54 +1,61 @@
-//! Two ways to hand many datagrams to the kernel in one call.
+//! Three ways to hand many messages to the kernel in one call: two for datagrams, and a connection.
 
 use nix::cmsg_space;
 use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg, setsockopt, sockopt};
-use std::io::{self, IoSliceMut};
-use std::net::UdpSocket;
-use std::os::fd::AsRawFd;
+use std::io::{self, IoSliceMut, Read, Write};
+use std::net::{TcpStream, UdpSocket};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
-/// Memory for datagrams on their way, and the calls that move them. No call blocks.
+/// A socket, memory for messages on their way, and the calls that move them. No call blocks.
 pub trait Wire {
-    /// Where the `at`th datagram to be sent is written: `len` bytes.
+    /// The socket.
+    fn socket(&self) -> BorrowedFd<'_>;
+    /// Where the `at`th message to be sent is written: `len` bytes. They are asked for in order.
     fn outgoing(&mut self, at: usize, len: usize) -> &mut [u8];
-    /// Sends the first `count`; how many the kernel took.
-    fn send(&mut self, socket: &UdpSocket, count: usize) -> io::Result<usize>;
+    /// Sends the first `count`; how many were taken.
+    fn send(&mut self, count: usize) -> io::Result<usize>;
     /// Receives what is there; how many.
-    fn receive(&mut self, socket: &UdpSocket) -> io::Result<usize>;
-    /// The `at`th datagram of the last receive.
+    fn receive(&mut self) -> io::Result<usize>;
+    /// The `at`th message of the last receive.
     fn incoming(&self, at: usize) -> &[u8];
 }
 
 /// sendmmsg(2) and recvmmsg(2).
 pub struct Batch {
+    socket: UdpSocket,
     out: Messages,
     back: Messages,
 }
 
 impl Batch {
     /// Up to `count` datagrams a call, each with `content` to begin with.
-    pub fn new(count: usize, content: &[u8]) -> Self {
+    pub fn new(socket: UdpSocket, count: usize, content: &[u8]) -> Self {
         // A datagram longer than any that was sent shows as one byte longer.
         let longer = [content, &[0]].concat();
-        Self { out: Messages::new(count, content), back: Messages::new(count, &longer) }
+        Self { socket, out: Messages::new(count, content), back: Messages::new(count, &longer) }
     }
 }
 
 impl Wire for Batch {
+    fn socket(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+
     fn outgoing(&mut self, at: usize, len: usize) -> &mut [u8] {
         self.out.vectors[at].iov_len = len;
         &mut self.out.bytes[at * self.out.slot..][..len]
     }
 
-    fn send(&mut self, socket: &UdpSocket, count: usize) -> io::Result<usize> {
+    fn send(&mut self, count: usize) -> io::Result<usize> {
         let headers = self.out.headers.as_mut_ptr();
         // SAFETY: the first `count` headers and what they point to live as long as `self`.
-        counted(unsafe { libc::sendmmsg(socket.as_raw_fd(), headers, count as u32, 0) })
+        counted(unsafe { libc::sendmmsg(self.socket.as_raw_fd(), headers, count as u32, 0) })
     }
 
-    fn receive(&mut self, socket: &UdpSocket) -> io::Result<usize> {
+    fn receive(&mut self) -> io::Result<usize> {
         let (headers, count) = (self.back.headers.as_mut_ptr(), self.back.headers.len() as u32);
         // SAFETY: as in `send`; the kernel writes into `bytes` only, which nothing else borrows.
-        counted(unsafe { libc::recvmmsg(socket.as_raw_fd(), headers, count, 0, std::ptr::null_mut()) })
+        counted(unsafe { libc::recvmmsg(self.socket.as_raw_fd(), headers, count, 0, std::ptr::null_mut()) })
     }
 
     fn incoming(&self, at: usize) -> &[u8] {
@@ -84,6 +91,7 @@ impl Messages {
 /// Segmentation offload: UDP_SEGMENT (Linux 4.18) cuts one send into datagrams of one size, UDP_GRO (Linux 5.0) joins
 /// those that arrive (udp(7)).
 pub struct Segments {
+    socket: UdpSocket,
     size: usize,
     out: Vec<u8>,
     back: Vec<u8>,
@@ -99,29 +107,34 @@ const MAX_BYTES: usize = 65507;
 
 impl Segments {
     /// Up to `count` datagrams a call, each with `content` to begin with.
-    pub fn new(socket: &UdpSocket, count: usize, content: &[u8]) -> io::Result<Self> {
-        setsockopt(socket, sockopt::UdpGsoSegment, &(content.len() as i32))?;
-        setsockopt(socket, sockopt::UdpGroSegment, &true)?;
+    pub fn new(socket: UdpSocket, count: usize, content: &[u8]) -> io::Result<Self> {
+        setsockopt(&socket, sockopt::UdpGsoSegment, &(content.len() as i32))?;
+        setsockopt(&socket, sockopt::UdpGroSegment, &true)?;
         let size = content.len();
         let out = content.repeat(count);
-        Ok(Self { size, out, back: vec![0; 65536], received: (0, size), control: cmsg_space!(i32) })
+        Ok(Self { socket, size, out, back: vec![0; 65536], received: (0, size), control: cmsg_space!(i32) })
     }
 }
 
 impl Wire for Segments {
+    fn socket(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+
     fn outgoing(&mut self, at: usize, len: usize) -> &mut [u8] {
         &mut self.out[at * self.size..][..len]
     }
 
-    fn send(&mut self, socket: &UdpSocket, count: usize) -> io::Result<usize> {
+    fn send(&mut self, count: usize) -> io::Result<usize> {
         let count = count.min(MAX_SEGMENTS).min((MAX_BYTES / self.size).max(1));
-        let sent = or_none(socket.send(&self.out[..count * self.size]))?;
+        let sent = or_none(self.socket.send(&self.out[..count * self.size]))?;
         Ok(sent / self.size)
     }
 
-    fn receive(&mut self, socket: &UdpSocket) -> io::Result<usize> {
+    fn receive(&mut self) -> io::Result<usize> {
         let mut vectors = [IoSliceMut::new(&mut self.back)];
-        let message = recvmsg::<()>(socket.as_raw_fd(), &mut vectors, Some(&mut self.control), MsgFlags::MSG_DONTWAIT);
+        let message =
+            recvmsg::<()>(self.socket.as_raw_fd(), &mut vectors, Some(&mut self.control), MsgFlags::MSG_DONTWAIT);
         let Some(message) = or_none(message.map(Some).map_err(io::Error::from))? else { return Ok(0) };
         let size = message.cmsgs()?.find_map(|control| match control {
             ControlMessageOwned::UdpGroSegments(size) => usize::try_from(size).ok(),
@@ -135,6 +148,90 @@ impl Wire for Segments {
     fn incoming(&self, at: usize) -> &[u8] {
         let (bytes, size) = self.received;
         &self.back[at * size..bytes.min((at + 1) * size)]
+    }
+}
+
+/// A connection, on which messages follow one another; their sizes say where each ends.
+pub struct Stream {
+    stream: TcpStream,
+    sizes: Vec<usize>,
+    content: Vec<u8>,
+    out: Vec<u8>,
+    /// Bytes of `out` that were sent and not taken by the kernel, and those written behind them.
+    unsent: usize,
+    written: usize,
+    back: Vec<u8>,
+    /// Bytes in `back`; where the messages of the last receive end; how many there were before them.
+    filled: usize,
+    ends: Vec<usize>,
+    received: usize,
+}
+
+impl Stream {
+    /// Messages with `content`, cut to these `sizes` in turn, up to `count` outstanding.
+    pub fn new(stream: TcpStream, count: usize, content: &[u8], sizes: &[usize]) -> io::Result<Self> {
+        stream.set_nonblocking(true)?;
+        stream.set_nodelay(true)?;
+        let room = (count * content.len()).max(1);
+        let (out, back, ends) = (vec![0; room], vec![0; room], Vec::with_capacity(count));
+        let (sizes, content) = (sizes.to_vec(), content.to_vec());
+        Ok(Self { stream, sizes, content, out, unsent: 0, written: 0, back, filled: 0, ends, received: 0 })
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        if self.unsent > 0 {
+            let count = or_none((&self.stream).write(&self.out[..self.unsent]))?;
+            self.out.copy_within(count..self.unsent, 0);
+            self.unsent -= count;
+        }
+        Ok(())
+    }
+}
+
+impl Wire for Stream {
+    fn socket(&self) -> BorrowedFd<'_> {
+        self.stream.as_fd()
+    }
+
+    fn outgoing(&mut self, at: usize, len: usize) -> &mut [u8] {
+        if at == 0 {
+            self.written = self.unsent;
+        }
+        let message = &mut self.out[self.written..][..len];
+        self.written += len;
+        message.copy_from_slice(&self.content[..len]);
+        message
+    }
+
+    fn send(&mut self, count: usize) -> io::Result<usize> {
+        self.unsent = self.written;
+        self.flush().map(|()| count)
+    }
+
+    fn receive(&mut self) -> io::Result<usize> {
+        self.flush()?;
+        let taken = self.ends.last().copied().unwrap_or(0);
+        self.back.copy_within(taken..self.filled, 0);
+        self.filled -= taken;
+        self.received += self.ends.len();
+        self.ends.clear();
+        self.filled += match (&self.stream).read(&mut self.back[self.filled..]) {
+            Ok(0) => return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "it closed a connection")),
+            result => or_none(result)?,
+        };
+        let mut end = 0;
+        loop {
+            end += self.sizes[(self.received + self.ends.len()) % self.sizes.len()];
+            if end > self.filled {
+                return Ok(self.ends.len());
+            }
+            self.ends.push(end);
+        }
+    }
+
+    fn incoming(&self, at: usize) -> &[u8] {
+        let start = if at == 0 { 0 } else { self.ends[at - 1] };
+        &self.back[start..self.ends[at]]
     }
 }
 
