@@ -95,7 +95,22 @@ fn trial(name: String, missing: Option<&str>, run: impl FnOnce() + Send + 'stati
     Trial::test(name, move || Err(missing.into())).with_kind(reason).with_ignored_flag(!must_run)
 }
 
+/// Some checks hold thousands of connections, and so do their servers, which inherit the limit: as many as are allowed.
+#[cfg(unix)]
+fn allow_descriptors() {
+    // SAFETY: `limit` is valid for reads and writes.
+    unsafe {
+        let mut limit: libc::rlimit = std::mem::zeroed();
+        if libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit) == 0 {
+            limit.rlim_cur = limit.rlim_max.min(20_000);
+            libc::setrlimit(libc::RLIMIT_NOFILE, &limit);
+        }
+    }
+}
+
 fn main() -> ExitCode {
+    #[cfg(unix)]
+    allow_descriptors();
     let mut trials = Vec::new();
     for row in ROWS {
         let missing_feature = (!row.built).then(|| format!("needs --features {}", row.features.join(",")));
