@@ -261,7 +261,7 @@ pub const ROWS: &[Row] = &[
         cfg!(feature = "mio"),
         Systems::All,
         Some("epoll_wait"),
-        6,
+        5,
         "What if one thread polls, and others register and work?",
     ),
     tcp(
@@ -270,7 +270,7 @@ pub const ROWS: &[Row] = &[
         cfg!(feature = "mio"),
         Systems::All,
         Some("epoll_wait"),
-        4,
+        3,
         "What if a program only says how it reacts to messages and commands?",
     ),
     probe("future-notify", &["futures"], cfg!(feature = "futures"), "Who polls a future again, and when?"),

@@ -62,11 +62,12 @@ fn main() -> Result<()> {
             }
         }
         std::mem::swap(&mut ready, &mut more);
+        let carried = ready.len();
         for event in &events {
             match event.token() {
                 SIGNAL => {}
                 LISTENER => more_to_accept = true,
-                Token(key) if ready.contains(&key) => {}
+                Token(key) if ready[..carried].contains(&key) => {}
                 Token(key) => ready.push(key),
             }
         }
@@ -85,7 +86,9 @@ fn main() -> Result<()> {
             }
         }
         for key in ready.drain(..) {
-            match serve(&mut connections[key], &mut streams) {
+            // Some systems report reading and writing apart, and the first may have closed it.
+            let Some(connection) = connections.get_mut(key) else { continue };
+            match serve(connection, &mut streams) {
                 Moved::Over => {
                     connections.remove(key);
                     streams.ledger.closed();

@@ -23,7 +23,6 @@ impl Ready {
     /// A channel has a message, or has lost its sender.
     pub const MESSAGE: Self = Self(32);
 
-    #[cfg(test)]
     pub fn contains(self, other: Self) -> bool {
         self.0 & other.0 == other.0
     }

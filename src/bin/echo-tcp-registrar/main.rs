@@ -4,8 +4,8 @@
 //! Run:             cargo run --bin echo-tcp-registrar -- --lines
 //! Second terminal: nc 127.0.0.1 2000
 //! In the trace:    EPOLL_CTL_ADD by a worker while the poller is inside epoll_wait, and no write to an eventfd; then for
-//!                  each echo the poller's epoll_wait and futex, and the worker's recvfrom, sendto, recvfrom and futex:
-//!                  the price of the hop from one thread to the other.
+//!                  each echo the poller's epoll_wait and futex, and the worker's recvfrom, sendto and futex: the price of
+//!                  the hop from one thread to the other.
 //! Left out:        moving a connection to another worker. One that reads slowly stays where it is.
 //! Oldest system:   what mio supports: Linux, the BSDs, macOS, Windows and others.
 //!

@@ -48,6 +48,10 @@ struct Connection {
     /// What could not be written. While there is something, nothing is read.
     unsent: Vec<u8>,
     interest: Interest,
+    /// Whether the peer sends no more: the end of the stream is still to be read.
+    ended: bool,
+    /// Whether the last read took all there was.
+    drained: bool,
     heard: Instant,
     timer: Option<Id>,
 }
@@ -77,7 +81,7 @@ impl Worker {
                 } else if ready == Ready::TIMEOUT {
                     self.idle(id);
                 } else {
-                    self.serve(id);
+                    self.serve(id, ready);
                 }
             }
         }
@@ -99,7 +103,8 @@ impl Worker {
                     self.timers.extend(timer.map(|timer| (timer, id)));
                     let inbox = self.rules.split.map(|split| Inbox::new(split, self.rules.limit));
                     let (unsent, heard) = (Vec::new(), Instant::now());
-                    let connection = Connection { stream, inbox, unsent, interest, heard, timer };
+                    let (ended, drained) = (false, false);
+                    let connection = Connection { stream, inbox, unsent, interest, ended, drained, heard, timer };
                     self.connections.insert(id, connection);
                 }
                 Err(TryRecvError::Empty) => return false,
@@ -128,9 +133,11 @@ impl Worker {
         self.timers.insert(timer, id);
     }
 
-    fn serve(&mut self, id: Id) {
+    fn serve(&mut self, id: Id, ready: Ready) {
         // A notification may have been on its way when its connection was closed.
         let Some(connection) = self.connections.get_mut(&id) else { return };
+        connection.ended |= ready.contains(Ready::CLOSED);
+        connection.drained = false;
         for _ in 0..TURN {
             match connection.step(&mut self.buffer, &self.streams) {
                 Moved::WouldBlock => {
@@ -191,9 +198,14 @@ impl Connection {
                 }
             }
         }
+        if self.drained {
+            return Moved::WouldBlock;
+        }
         let result = self.stream.read(buffer);
         let moved = lock(streams).ledger.read(result);
         if let Moved::Bytes(count) = moved {
+            // epoll(7), question 9: less than was asked for is all there is, and more makes a new edge.
+            self.drained = cfg!(unix) && count < buffer.len() && !self.ended;
             self.heard = Instant::now();
             match &mut self.inbox {
                 Some(inbox) => inbox.push(&buffer[..count]),

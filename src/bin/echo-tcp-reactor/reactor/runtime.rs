@@ -61,6 +61,8 @@ struct Connection<C> {
     inbox: Option<Inbox>,
     outbox: Outbox,
     flow: Flow,
+    /// Whether the peer sends no more: the end of the stream is still to be read.
+    ended: bool,
     /// Whether it was accepted, and so is in the ledger.
     accepted: bool,
 }
@@ -124,9 +126,14 @@ impl<C: Send + 'static> Runtime<C> {
                 _ => {}
             }
             std::mem::swap(&mut self.again, &mut ready);
+            let carried = ready.len();
             for event in events.iter().filter(|event| event.token() != WAKER) {
                 let id = Id(event.token().0);
-                if !ready.contains(&id) {
+                if let (true, Some(Socket::Connected(connection))) = (event.is_read_closed(), self.sockets.get_mut(&id))
+                {
+                    connection.ended = true;
+                }
+                if !ready[..carried].contains(&id) {
                     ready.push(id);
                 }
             }
@@ -237,7 +244,8 @@ impl<C: Send + 'static> Runtime<C> {
         let inbox = self.settings.split.map(|split| Inbox::new(split, self.settings.limit));
         let outbox = Outbox::new(inbox.is_some());
         let accepted = done.is_none();
-        let mut connection = Connection { stream, reactor, inbox, outbox, flow: Flow::Continue, accepted };
+        let mut connection =
+            Connection { stream, reactor, inbox, outbox, flow: Flow::Continue, ended: false, accepted };
         let socket = match (registered, done) {
             (Ok(()), Some(done)) => Socket::Connecting(Some((connection, done))),
             (Ok(()), None) => {
@@ -331,6 +339,7 @@ impl<C> Connection<C> {
 
     /// Sends, dispatches and reads until a call would block, or others should have their turn.
     fn turn(&mut self, id: Id, remote: &Remote<C>, ledger: &Mutex<Ledger>, buffer: &mut [u8]) -> Moved {
+        let mut drained = false;
         for _ in 0..TURN {
             if self.outbox.has_failed() || self.flow == Flow::Close && self.outbox.len() == 0 {
                 return Moved::Over;
@@ -359,14 +368,21 @@ impl<C> Connection<C> {
                     }
                 }
             }
+            if drained {
+                return Moved::WouldBlock;
+            }
             let result = (&self.stream).read(buffer);
             // The lock is not held while the reactor is called.
             let moved = lock(ledger).read(result);
             match moved {
-                Moved::Bytes(count) => match &mut self.inbox {
-                    Some(inbox) => inbox.push(&buffer[..count]),
-                    None => self.flow = self.reactor.message(&mut context, &buffer[..count]),
-                },
+                Moved::Bytes(count) => {
+                    // epoll(7), question 9: less than was asked for is all there is, and more makes a new edge.
+                    drained = cfg!(unix) && count < buffer.len() && !self.ended;
+                    match &mut self.inbox {
+                        Some(inbox) => inbox.push(&buffer[..count]),
+                        None => self.flow = self.reactor.message(&mut context, &buffer[..count]),
+                    }
+                }
                 Moved::Again => {}
                 // What is owed to a peer that sends no more is sent before the end.
                 Moved::Over if self.outbox.len() > 0 => self.flow = Flow::Close,
