@@ -238,6 +238,15 @@ pub const ROWS: &[Row] = &[
         "How does one thread serve many connections with epoll?",
     ),
     tcp(
+        "echo-tcp-eventloop",
+        &["eventloop"],
+        cfg!(feature = "eventloop"),
+        Systems::All,
+        Some("epoll_wait"),
+        3,
+        "What is an event loop made of, on Linux, on the BSDs and on Windows?",
+    ),
+    tcp(
         "echo-tcp-mio",
         &["mio"],
         cfg!(feature = "mio"),
