@@ -31,9 +31,10 @@ pub fn checks(row: &Row) -> Vec<Check> {
         "pingpong" => vec![("reports_round_trips", reports_round_trips as Run), ("bad_flags", pingpong_flags)],
         _ => return Vec::new(),
     };
+    #[cfg_attr(not(target_os = "linux"), expect(unused_mut, reason = "nothing is added"))]
     let mut checks: Vec<_> = table.into_iter().map(|(name, run)| check(name, Needs::Nothing, run)).collect();
-    if row.name == "echo-tcp-registrar" && cfg!(target_os = "linux") {
-        #[cfg(target_os = "linux")]
+    #[cfg(target_os = "linux")]
+    if row.name == "echo-tcp-registrar" {
         checks.push(check("registers_while_the_poller_waits", Needs::Strace, registers_while_the_poller_waits));
     }
     checks
