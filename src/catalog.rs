@@ -46,6 +46,17 @@ pub struct Calls {
     pub per_echo: usize,
 }
 
+/// The call that submits operations to an io_uring and waits for their completions.
+const RING: &str = "io_uring_enter";
+
+impl Calls {
+    /// Whether its receives and sends are operations of an io_uring: no system calls, so nothing that strace could show or
+    /// make fail.
+    pub fn is_ring(&self) -> bool {
+        self.recv == RING
+    }
+}
+
 /// One binary.
 #[derive(Clone, Copy, Debug)]
 pub struct Row {
@@ -282,6 +293,15 @@ pub const ROWS: &[Row] = &[
         3,
         "What if a program only says how it reacts to messages and commands?",
     ),
+    ringing(tcp(
+        "echo-tcp-uring",
+        &["uring"],
+        cfg!(feature = "uring"),
+        Systems::Linux,
+        None,
+        1,
+        "How does one thread serve many connections with io_uring?",
+    )),
     probe("future-notify", &["futures"], cfg!(feature = "futures"), "Who polls a future again, and when?"),
     probe("mio-empty", &["mio"], cfg!(feature = "mio"), "What does mio do with nothing registered?"),
     probe(
@@ -382,6 +402,11 @@ const fn calling(recv: &'static str, send: &'static str, row: Row) -> Row {
         None => None,
     };
     Row { calls, takes_sockets: false, ..row }
+}
+
+/// With operations of an io_uring in place of system calls.
+const fn ringing(row: Row) -> Row {
+    calling(RING, RING, row)
 }
 
 const fn probe(name: &'static str, features: &'static [&'static str], built: bool, shows: &'static str) -> Row {

@@ -14,6 +14,7 @@
 //! | [`report`] | counters, the listening line and the summary line |
 //! | [`stream`] | for TCP: the same, with the bytes of each connection in place of the datagrams |
 //! | `batch` | for recvmmsg and sendmmsg: datagrams with their headers, allocated once |
+//! | `ring` | for io_uring: a ring set up or a sentence why not, and buffers that the kernel picks from |
 //! | `multisocket` | for the probes of that name: a future that counts its polls |
 //! | [`catalog`] | the one table of all binaries |
 //!
@@ -31,6 +32,8 @@ pub mod net;
 pub mod policy;
 pub mod queue;
 pub mod report;
+#[cfg(all(target_os = "linux", feature = "uring"))]
+pub mod ring;
 pub mod stop;
 pub mod stream;
 

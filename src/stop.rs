@@ -77,7 +77,7 @@ fn reachable(mut address: SocketAddr) -> SocketAddr {
     address
 }
 
-#[cfg(all(unix, any(feature = "select", feature = "poll", feature = "epoll")))]
+#[cfg(all(unix, any(feature = "select", feature = "poll", feature = "epoll", feature = "uring")))]
 fn signals() -> nix::sys::signal::SigSet {
     use nix::sys::signal::Signal;
     [Signal::SIGINT, Signal::SIGTERM].into_iter().collect()
@@ -113,8 +113,8 @@ impl InsideWait {
     }
 }
 
-/// For epoll: a descriptor that is readable when a signal came; see signalfd(2).
-#[cfg(all(target_os = "linux", feature = "epoll"))]
+/// For epoll and io_uring: a descriptor that is readable when a signal came; see signalfd(2).
+#[cfg(all(target_os = "linux", any(feature = "epoll", feature = "uring")))]
 pub fn descriptor() -> Result<nix::sys::signalfd::SignalFd> {
     use nix::sys::signalfd::{SfdFlags, SignalFd};
     signals().thread_block().attempt("block signals")?;

@@ -236,10 +236,12 @@ fn parse(log: &str) -> Vec<Call> {
     calls
 }
 
+/// A server that begins no call for so many seconds waits for the client.
+const PAUSE: f64 = 0.01;
+
 /// The calls of one echo of a server that waits in one thread and reads in another, by thread: which of the two is
 /// quicker differs. An echo is what happens from one pause of the client to the next, so it begins after the waits.
 fn of_threads(calls: &[Call], is_read: impl Fn(&Call) -> bool) -> Vec<Vec<String>> {
-    const PAUSE: f64 = 0.01;
     let echoes = calls.chunk_by(|before, after| after.at - before.at < PAUSE);
     let echoes = echoes.filter(|echo| echo.iter().any(&is_read)).skip(1);
     let lines = |echo: &[Call]| {
@@ -248,6 +250,17 @@ fn of_threads(calls: &[Call], is_read: impl Fn(&Call) -> bool) -> Vec<Vec<String
         echo.into_iter().map(|call| normalise(&call.to_string())).collect()
     };
     echoes.map(lines).collect()
+}
+
+/// The calls of one echo of a server whose calls do not say what they received: what happens from one pause of the client
+/// to the next. The first ones may be those of a connection.
+fn of_ring(calls: &[Call], echoes: usize) -> Vec<Vec<String>> {
+    let mut chunks: Vec<_> = calls.chunk_by(|before, after| after.at - before.at < PAUSE).collect();
+    // The last one runs into the end.
+    chunks.pop();
+    let first = chunks.len().saturating_sub(echoes);
+    let lines = |chunk: &&[Call]| chunk.iter().map(|call| normalise(&call.text)).collect();
+    chunks[first..].iter().map(lines).collect()
 }
 
 /// The calls of a server: those of its start, and those of one echo. An echo begins with the wait for its datagram.
@@ -275,6 +288,9 @@ fn print_server(row: &Row, args: &Args, calls: &[Call]) -> Result<()> {
         echoes = of_threads(steady, got);
         // The last one runs into the end.
         echoes.pop();
+    }
+    if names.is_ring() {
+        echoes = of_ring(steady, usize::from(args.messages) - 1);
     }
     let Some(first) = echoes.first() else {
         return Err(Error::new(format!("cannot find two echoes in the trace of {}", row.name)));

@@ -61,9 +61,9 @@ pub fn checks(row: &Row) -> Vec<Check> {
         check("own_address", Needs::RawSocket, |row| spoofed(row, None, "own_address")),
         check("client_gone", Needs::Nothing, client_gone),
         check("flood", Needs::Nothing, flood),
-        check("fatal_error_of_the_socket", Needs::Strace, fatal),
-        check("sigterm_while_sends_would_block", Needs::Strace, sigterm_while_blocked),
-        check("sigterm_while_a_send_is_slow", Needs::Strace, sigterm_while_slow),
+        check("fatal_error_of_the_socket", Needs::Calls, fatal),
+        check("sigterm_while_sends_would_block", Needs::Calls, sigterm_while_blocked),
+        check("sigterm_while_a_send_is_slow", Needs::Calls, sigterm_while_slow),
     ];
     let calls = row.calls.expect("a server has calls");
     for fault in FAULTS {
@@ -74,7 +74,7 @@ pub fn checks(row: &Row) -> Vec<Check> {
             Call::Wait => ("wait", calls.wait.unwrap_or(calls.recv)),
         };
         let name = format!("{name}_fails_with_{}_at_{}", fault.error, fault.when);
-        checks.push(check(name, Needs::Strace, move |row| injected(row, fault, call)));
+        checks.push(check(name, Needs::Calls, move |row| injected(row, fault, call)));
     }
     checks
 }

@@ -15,6 +15,8 @@ mod page;
 mod probes;
 mod project;
 #[cfg(target_os = "linux")]
+mod rings;
+#[cfg(target_os = "linux")]
 mod segments;
 mod server;
 #[cfg(unix)]
@@ -36,6 +38,12 @@ use std::sync::LazyLock;
 enum Needs {
     Nothing,
     Strace,
+    /// strace, and receives and sends that are system calls, to show them or make them fail.
+    #[cfg(target_os = "linux")]
+    Calls,
+    /// A network of its own, that a check may spoil.
+    #[cfg(target_os = "linux")]
+    Namespace,
     #[cfg(target_os = "linux")]
     RawSocket,
     #[cfg(target_os = "linux")]
@@ -53,6 +61,10 @@ impl Needs {
         });
         match self {
             Needs::Strace if !cfg!(target_os = "linux") => Some("needs Linux, for strace"),
+            #[cfg(target_os = "linux")]
+            Needs::Calls => Needs::Strace.missing(),
+            #[cfg(target_os = "linux")]
+            Needs::Namespace if !rings::namespace() => Some("needs root, ip and tc: apt-get install iproute2"),
             Needs::Strace if !*STRACE => Some("needs strace: apt-get install strace"),
             #[cfg(target_os = "linux")]
             Needs::RawSocket if faults::raw_socket().is_err() => Some("needs CAP_NET_RAW: run as root"),
@@ -138,6 +150,12 @@ fn main() -> ExitCode {
             checks.extend(heap::checks(row));
             checks.extend(compare::checks(row));
             checks.extend(page::checks(row));
+            if row.calls.is_some_and(|calls| calls.is_ring()) {
+                // What it does to its sockets are operations of a ring, of which strace sees nothing: errors are made
+                // by the network instead, and by io_uring_setup and io_uring_enter.
+                checks.retain(|check| check.needs != Needs::Calls);
+                checks.extend(rings::checks(row));
+            }
         }
         for Check { name, needs, run } in checks {
             let name = format!("{}::{name}", row.name);

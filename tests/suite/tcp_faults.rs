@@ -43,14 +43,14 @@ pub fn checks(row: &Row) -> Vec<Check> {
         } else {
             "wait"
         };
-        checks.push(check(format!("{what}_fails_with_{error}"), Needs::Strace, move |row| {
+        checks.push(check(format!("{what}_fails_with_{error}"), Needs::Calls, move |row| {
             injected(row, call, error, failed)
         }));
     }
     for error in ["ECONNABORTED", "EMFILE", "EINTR", "EPROTO"] {
-        checks.push(check(format!("accept_fails_with_{error}"), Needs::Strace, move |row| accept_fails(row, error)));
+        checks.push(check(format!("accept_fails_with_{error}"), Needs::Calls, move |row| accept_fails(row, error)));
     }
-    checks.push(check("fatal_error_of_the_listener", Needs::Strace, fatal));
+    checks.push(check("fatal_error_of_the_listener", Needs::Calls, fatal));
     checks
 }
 

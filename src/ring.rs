@@ -1,0 +1,163 @@
+//! For io_uring: a ring that is set up or says in a sentence why not, what a completion says, and buffers that the kernel
+//! picks from. The operations, and the call that enters the kernel, are the example's.
+
+use crate::{Attempt, Error, Result};
+use io_uring::types::{BufRingEntry, CancelBuilder};
+use io_uring::{IoUring, squeue};
+use slab::Slab;
+use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
+use std::io::{self, ErrorKind};
+use std::sync::atomic::{AtomicU16, Ordering};
+
+/// A ring for `entries` submissions and eight times as many completions. Only this thread enters it (SINGLE_ISSUER), and
+/// only there the kernel works for it (DEFER_TASKRUN): an operation that had to wait goes on inside the program's own wait.
+pub fn open(entries: u32) -> Result<IoUring> {
+    let mut builder = IoUring::builder();
+    builder.dontfork().setup_single_issuer().setup_defer_taskrun().setup_submit_all().setup_cqsize(8 * entries);
+    builder.build(entries).map_err(|error| {
+        let advice = match error.raw_os_error() {
+            Some(libc::ENOSYS) => "it needs Linux 6.1 or later, built with CONFIG_IO_URING",
+            Some(libc::EPERM) => "try sysctl kernel.io_uring_disabled=0, or a container that allows io_uring_setup",
+            Some(libc::ENOMEM) => "try a higher ulimit -l",
+            Some(libc::EINVAL) => "it needs Linux 6.1 or later, for DEFER_TASKRUN",
+            _ => "another server of this collection needs no ring",
+        };
+        Error::new(format!("io_uring cannot be set up: {error}; {advice}"))
+    })
+}
+
+/// Queues `entry`; if there is no room, submits what is queued first.
+///
+/// # Safety
+///
+/// What `entry` points to stays as it is, and is used by nothing else, until its completion.
+pub unsafe fn push(ring: &mut IoUring, entry: &squeue::Entry) -> Result<()> {
+    // SAFETY: the caller's promise.
+    while unsafe { ring.submission().push(entry) }.is_err() {
+        entered(ring.submit())?;
+    }
+    Ok(())
+}
+
+/// Judges io_uring_enter(2). It may end before anything was submitted: by a signal, a time limit, for want of memory, or
+/// because completions have to be taken first. What was not submitted stays queued. Other errors are fatal.
+pub fn entered(result: io::Result<usize>) -> Result<()> {
+    match result {
+        Err(error) if matches!(error.kind(), ErrorKind::Interrupted | ErrorKind::WouldBlock) => Ok(()),
+        Err(error) if matches!(error.raw_os_error(), Some(libc::ETIME | libc::EBUSY)) => Ok(()),
+        result => result.map(drop).attempt("enter the ring"),
+    }
+}
+
+/// What a completion says, in the form of a system call's result.
+pub fn outcome(result: i32) -> io::Result<usize> {
+    usize::try_from(result).map_err(|_| io::Error::from_raw_os_error(-result))
+}
+
+/// Ends all operations: after it, no memory belongs to the kernel any more.
+pub fn cancel_all(ring: &IoUring) -> Result<()> {
+    match ring.submitter().register_sync_cancel(None, CancelBuilder::any()) {
+        Err(error) if error.kind() != ErrorKind::NotFound => Err(error).attempt("cancel what the ring still does"),
+        _ => Ok(()),
+    }
+}
+
+/// Buffers for receives that name none: the kernel takes the next from a ring of `free` buffers (a second ring, shared as
+/// the first), at the moment when it has something to put in, and the completion says which. A buffer taken is replaced
+/// at once, up to a limit, so those that wait to be sent do not keep others from receiving.
+pub struct Provided {
+    ring: *mut BufRingEntry,
+    layout: Layout,
+    free: u16,
+    tail: u16,
+    in_ring: u16,
+    size: usize,
+    limit: usize,
+    memory: Slab<Box<[u8]>>,
+    spare: Vec<u16>,
+}
+
+/// The group in which a receive finds them: there is one.
+pub const GROUP: u16 = 0;
+
+impl Provided {
+    /// `free` (a power of two) in the ring, each of `size` bytes, and up to `limit` with those in use. Allocates now what
+    /// the ring holds.
+    pub fn new(ring: &IoUring, free: u16, size: usize, limit: u16) -> Result<Self> {
+        let layout = Layout::array::<BufRingEntry>(free.into()).and_then(|layout| layout.align_to(4096));
+        let layout = layout.attempt("lay out a ring of buffers")?;
+        // SAFETY: the layout has a size: `free` is not 0.
+        let entries = unsafe { alloc_zeroed(layout) }.cast::<BufRingEntry>();
+        if entries.is_null() {
+            handle_alloc_error(layout);
+        }
+        // SAFETY: `free` entries of memory, on a page of their own, which lives as long as the value returned. The kernel
+        // keeps it mapped for as long as the ring exists.
+        let registered = unsafe { ring.submitter().register_buf_ring_with_flags(entries as u64, free, GROUP, 0) };
+        let (memory, spare) = (Slab::with_capacity(free.into()), Vec::with_capacity(2 * usize::from(free)));
+        let (tail, in_ring, limit) = (0, 0, limit.into());
+        let mut buffers = Self { ring: entries, layout, free, tail, in_ring, size, limit, memory, spare };
+        registered.attempt("register a ring of buffers, which needs Linux 5.19")?;
+        buffers.refill();
+        Ok(buffers)
+    }
+
+    /// Puts buffers into the ring until it is full or there are no more. To be called once completions were taken.
+    pub fn refill(&mut self) {
+        let before = self.tail;
+        while self.in_ring < self.free {
+            let Some(id) = self.spare.pop().or_else(|| self.allocate()) else { break };
+            let buffer = &mut self.memory[id.into()];
+            // SAFETY: the slot is between tail and head, so the program's; `tail` masked is less than `free`.
+            let entry = unsafe { &mut *self.ring.add((self.tail & (self.free - 1)).into()) };
+            entry.set_addr(buffer.as_mut_ptr() as u64);
+            entry.set_len(buffer.len() as u32);
+            entry.set_bid(id);
+            self.tail = self.tail.wrapping_add(1);
+            self.in_ring += 1;
+        }
+        if self.tail != before {
+            // SAFETY: the tail lies within the ring's memory. From this store on the buffers are the kernel's.
+            unsafe { &*BufRingEntry::tail(self.ring).cast::<AtomicU16>() }.store(self.tail, Ordering::Release);
+        }
+    }
+
+    fn allocate(&mut self) -> Option<u16> {
+        let id = self.memory.vacant_key().try_into().ok().filter(|_| self.memory.len() < self.limit)?;
+        self.memory.insert(vec![0; self.size].into_boxed_slice());
+        Some(id)
+    }
+
+    /// A completion names this buffer: from now on it is the program's.
+    pub fn take(&mut self, id: u16) {
+        self.in_ring -= 1;
+        debug_assert!(self.memory.contains(id.into()));
+    }
+
+    /// The bytes of a buffer that was taken.
+    pub fn bytes(&self, id: u16) -> &[u8] {
+        &self.memory[id.into()]
+    }
+
+    /// A buffer that was taken is free again. Of those beyond what the ring holds, as many again are kept.
+    pub fn give_back(&mut self, id: u16) {
+        if self.spare.len() < 2 * usize::from(self.free) {
+            self.spare.push(id);
+        } else {
+            self.memory.remove(id.into());
+        }
+    }
+
+    /// Whether a receive would find one.
+    pub fn is_empty(&self) -> bool {
+        self.in_ring == 0
+    }
+}
+
+impl Drop for Provided {
+    fn drop(&mut self) {
+        // SAFETY: allocated with this layout. The kernel has the ring's pages pinned, and it writes to a buffer only while
+        // this thread is inside io_uring_enter (DEFER_TASKRUN), where it is never again.
+        unsafe { dealloc(self.ring.cast(), self.layout) };
+    }
+}

@@ -1,0 +1,197 @@
+//! Servers over io_uring when things go wrong: no ring to be had, a call into it that fails, and errors of the network,
+//! which are real, since those of a ring's operations cannot be injected.
+
+use crate::server::{Client, PATIENCE, Server, bin, number};
+use crate::tcp::{Peer, connect_all, content};
+use crate::{Check, Needs, Run, check};
+use echo_lab::catalog::{Kind, Row};
+use std::net::{SocketAddr, UdpSocket};
+use std::process::{Command, Stdio};
+use std::sync::LazyLock;
+use std::thread;
+use std::time::Duration;
+
+pub fn checks(row: &Row) -> Vec<Check> {
+    let mut checks = Vec::new();
+    for (error, says) in [
+        ("ENOSYS", "Function not implemented (os error 38); it needs Linux 6.1 or later, built with CONFIG_IO_URING"),
+        (
+            "EPERM",
+            "Operation not permitted (os error 1); \
+             try sysctl kernel.io_uring_disabled=0, or a container that allows io_uring_setup",
+        ),
+        ("ENOMEM", "Cannot allocate memory (os error 12); try a higher ulimit -l"),
+        ("EINVAL", "Invalid argument (os error 22); it needs Linux 6.1 or later, for DEFER_TASKRUN"),
+    ] {
+        let run = move |row: &Row| setup_fails(row, error, says);
+        checks.push(check(format!("setup_fails_with_{error}"), Needs::Strace, run));
+    }
+    for error in ["EINTR", "EAGAIN", "EBUSY"] {
+        checks.push(check(format!("enter_fails_with_{error}"), Needs::Strace, move |row| enter_fails(row, error)));
+    }
+    let table: &[(&str, Needs, Run)] = match row.kind {
+        Kind::Tcp => &[
+            ("reset_while_a_send_waits", Needs::Nothing, reset_while_a_send_waits),
+            ("more_that_do_not_read_than_buffers", Needs::Nothing, more_that_do_not_read),
+        ],
+        _ => &[
+            ("no_route_to_a_sender", Needs::Namespace, |row| namespaced(|| no_route(row))),
+            ("sends_that_would_block", Needs::Namespace, |row| namespaced(|| sends_that_would_block(row))),
+            ("burst_beyond_the_buffers", Needs::Nothing, burst_beyond_the_buffers),
+        ],
+    };
+    checks.extend(table.iter().map(|(name, needs, run)| check(*name, *needs, run)));
+    checks
+}
+
+/// One sentence, which says what to do.
+fn setup_fails(row: &Row, error: &str, says: &str) {
+    let inject = format!("inject=io_uring_setup:error={error}");
+    let mut command = Command::new("strace");
+    command.args(["-D", "-o", "/dev/null", "-e", &inject]).arg(bin(row.name)).args(["--bind", "127.0.0.1:0"]);
+    let output = command.stdin(Stdio::null()).output().unwrap();
+    let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+    let expected = format!("Error: io_uring cannot be set up: {says}\n");
+    assert_eq!((output.status.code(), stderr), (Some(1), expected));
+    assert!(output.stdout.is_empty());
+}
+
+/// Nothing is lost, nothing is done twice.
+fn enter_fails(row: &Row, error: &str) {
+    for when in ["1..2", "3..5", "4+3"] {
+        let server = Server::strace(row, &["-e", &format!("inject=io_uring_enter:error={error}:when={when}")], &[]);
+        if row.kind == Kind::Tcp {
+            let peers = connect_all(&server, 3);
+            for round in 0..20 {
+                peers.iter().for_each(|peer| peer.write(&content(round, 30_000)));
+                peers.iter().for_each(|peer| peer.expect(&content(round, 30_000)));
+            }
+        } else {
+            let client = server.client();
+            client.echo_numbers(0..20);
+            server.echo_burst(&client, 30);
+        }
+        let (_, ended) = server.stop();
+        assert!(ended.trace.contains("(INJECTED)"), "nothing was injected into io_uring_enter");
+    }
+}
+
+/// The kernel's own end of a send that waits.
+fn reset_while_a_send_waits(row: &Row) {
+    let server = Server::start(row, &[]);
+    let polite = Peer::new(&server);
+    for _ in 0..5 {
+        let peer = Peer::new(&server);
+        peer.fill();
+        socket2::SockRef::from(&peer.0).set_linger(Some(Duration::ZERO)).unwrap();
+        drop(peer);
+        polite.echo(b"still served");
+    }
+    thread::sleep(Duration::from_millis(100));
+    let (summary, _) = server.stop();
+    let counts = ["accepted", "closed", "failed"].map(|name| number(&summary[name]));
+    assert_eq!(counts, [6, 6, 5], "{summary}");
+}
+
+/// Each holds buffers; the others still find some.
+fn more_that_do_not_read(row: &Row) {
+    const SILENT: usize = 24;
+    let server = Server::start(row, &["--buffer", "4096"]);
+    let polite = Peer::new(&server);
+    let silent = connect_all(&server, SILENT);
+    let written: Vec<_> = thread::scope(|scope| {
+        let fills: Vec<_> = silent.iter().map(|peer| scope.spawn(|| peer.fill())).collect();
+        fills.into_iter().map(|fill| fill.join().unwrap()).collect()
+    });
+    (0..100).for_each(|round| polite.echo(&content(round, 10_000)));
+    silent.iter().zip(written).for_each(|(peer, len)| peer.drain(len));
+    server.stop();
+}
+
+/// Whether this process may make a network namespace, with addresses and a limit of its rate.
+pub fn namespace() -> bool {
+    static POSSIBLE: LazyLock<bool> = LazyLock::new(|| {
+        let script = "ip link set lo up && tc qdisc add dev lo root tbf rate 1mbit burst 3000 limit 10000";
+        let mut command = Command::new("unshare");
+        let status = command.args(["-n", "sh", "-c", script]).stderr(Stdio::null()).status();
+        status.is_ok_and(|status| status.success())
+    });
+    *POSSIBLE
+}
+
+/// In a network of its own, which is gone with the thread and what it started.
+fn namespaced(run: impl FnOnce() + Send) {
+    thread::scope(|scope| {
+        let inside = scope.spawn(|| {
+            // SAFETY: no memory is involved; only this thread changes its network.
+            assert_eq!(unsafe { libc::unshare(libc::CLONE_NEWNET) }, 0);
+            shell("ip link set lo up");
+            run();
+        });
+        inside.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+    });
+}
+
+fn shell(script: &str) {
+    assert!(Command::new("sh").args(["-c", script]).status().unwrap().success(), "{script}");
+}
+
+/// A client at another address of this network.
+fn client_at(ip: &str, server: &Server) -> Client {
+    let socket = UdpSocket::bind(SocketAddr::new(ip.parse().unwrap(), 0)).unwrap();
+    socket.connect(server.addr).unwrap();
+    socket.set_read_timeout(Some(PATIENCE)).unwrap();
+    Client(socket)
+}
+
+/// Answers that cannot be sent (ENETUNREACH, EACCES) are counted, and those between them are sent.
+fn no_route(row: &Row) {
+    shell("ip addr add 10.9.0.1/32 dev lo; ip addr add 10.9.0.2/32 dev lo");
+    let server = Server::start(row, &[]);
+    let (near, lost, forbidden) = (server.client(), client_at("10.9.0.1", &server), client_at("10.9.0.2", &server));
+    (0..3).for_each(|number| {
+        [&near, &lost, &forbidden].iter().for_each(|client| client.echo_numbers(number..number + 1))
+    });
+    server.signal(libc::SIGSTOP);
+    for number in 0..10u32 {
+        [&lost, &near, &forbidden].iter().for_each(|client| client.send(&number.to_be_bytes()));
+    }
+    shell("ip addr del 10.9.0.1/32 dev lo; ip addr del 10.9.0.2/32 dev lo; ip route add prohibit 10.9.0.2/32");
+    server.signal(libc::SIGCONT);
+    (0..10u32).for_each(|number| assert_eq!(near.recv(), number.to_be_bytes()));
+    near.echo_numbers(0..10);
+    let (summary, _) = server.stop();
+    let counts = ["received", "echoed", "send_errors"].map(|name| number(&summary[name]));
+    assert_eq!(counts, [49, 29, 20], "{summary}");
+}
+
+/// With the interface slower than the server, sends find no room: none is lost, and none overtakes another.
+fn sends_that_would_block(row: &Row) {
+    const BURST: u32 = 150;
+    let server = Server::start(row, &["--recv-buffer", "212992"]);
+    let client = server.client();
+    socket2::SockRef::from(&client.0).set_recv_buffer_size(212_992).unwrap();
+    client.echo_numbers(0..1);
+    for round in 0..3u32 {
+        server.signal(libc::SIGSTOP);
+        let datagram = |number: u32| [&(round * BURST + number).to_be_bytes()[..], &[7; 1000]].concat();
+        (0..BURST).for_each(|number| client.send(&datagram(number)));
+        shell("tc qdisc add dev lo root tbf rate 20mbit burst 3000 limit 1000000");
+        server.signal(libc::SIGCONT);
+        (0..BURST).for_each(|number| assert!(client.recv() == datagram(number), "another than {number}"));
+        shell("tc qdisc del dev lo root");
+    }
+    let (summary, _) = server.stop();
+    assert_eq!(number(&summary["echoed"]), u64::from(1 + 3 * BURST), "{summary}");
+    assert!(number(&summary["would_block"]["send"]) > 0, "no send found the buffer full: {summary}");
+}
+
+/// More at once than the ring has buffers for.
+fn burst_beyond_the_buffers(row: &Row) {
+    let server = Server::start(row, &["--recv-buffer", "212992"]);
+    let client = server.client();
+    socket2::SockRef::from(&client.0).set_recv_buffer_size(212_992).unwrap();
+    (0..5).for_each(|_| server.echo_burst(&client, 300));
+    let (summary, _) = server.stop();
+    assert_eq!(number(&summary["echoed"]), 1500, "{summary}");
+}
