@@ -205,8 +205,9 @@ const SEND: u64 = 1 << 32;
 
 /// A receive takes at most this part of `--buffer`, and of a connection that holds so many parts nothing more is received.
 #[cfg(target_os = "linux")]
-const PARTS: usize = 8;
-/// Buffers that lie ready for the kernel: what one turn can receive. A connection that sends much takes them all in one
-/// turn, so their number bounds what it may hold beyond its `PARTS`.
+const PARTS: usize = 4;
+/// Buffers that lie ready for the kernel: what one turn can receive. A receive that finds none is over, and has to be
+/// armed again: with 16 that cost twice as much as all the rest. A connection that sends much takes them all in one turn,
+/// so their number bounds what it may hold beyond its `PARTS`.
 #[cfg(target_os = "linux")]
-const READY: u16 = 16;
+const READY: u16 = 64;
