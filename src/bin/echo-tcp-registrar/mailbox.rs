@@ -56,13 +56,22 @@ pub struct Mailbox {
 impl Mailbox {
     /// Adds a notification. Only the first one wakes who waits: the others are taken with it.
     pub fn notify(&self, id: Id, ready: Ready) {
+        if self.add(id, ready) {
+            self.wake();
+        }
+    }
+
+    /// Adds a notification; whether it is the first, after which somebody has to call [`wake`](Self::wake).
+    pub fn add(&self, id: Id, ready: Ready) -> bool {
         let mut batch = lock(&self.ready);
         let first = batch.is_empty();
         *batch.entry(id).or_default() |= ready;
-        drop(batch);
-        if first {
-            self.filled.notify_one();
-        }
+        first
+    }
+
+    /// Wakes who waits for notifications.
+    pub fn wake(&self) {
+        self.filled.notify_one();
     }
 
     /// Waits for notifications, `timeout` at most, and takes all there are into `batch`, which is to be empty.
