@@ -12,28 +12,23 @@
 use echo_lab::stream::{Accepted, Moved, Streams, Transit};
 use echo_lab::{Attempt, Result, cli, net, report, stop};
 use socket2::SockRef;
-use std::cell::RefCell;
 use std::future::poll_fn;
 use std::io::ErrorKind;
 use std::net::Shutdown;
 use std::pin::{Pin, pin};
-use std::rc::Rc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::Poll;
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWriteExt, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
-use tokio::task::LocalSet;
 
-/// Of all tasks: they run on one thread, and none keeps it borrowed while it waits.
-type Shared = Rc<RefCell<Streams>>;
+/// Of all tasks. They run on one thread, and none keeps the lock while it waits: it is always free. (A `LocalSet` would
+/// spare it, and poll the future below for each echo.)
+type Shared = Arc<Mutex<Streams>>;
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<()> {
-    LocalSet::new().run_until(listen()).await
-}
-
-async fn listen() -> Result<()> {
     let args: cli::StreamArgs = cli::parse_as(env!("CARGO_BIN_NAME"));
     let listener = net::listen(&args)?;
     listener.set_nonblocking(true).attempt("make the listener non-blocking")?;
@@ -41,27 +36,27 @@ async fn listen() -> Result<()> {
     let listener = TcpListener::from_std(listener).attempt("register the listener")?;
     let mut stopped = pin!(stop::future()?);
     let (stop, stopping) = watch::channel(());
-    let shared: Shared = Rc::new(RefCell::new(Streams::new(&args, local)));
+    let shared: Shared = Arc::new(Mutex::new(Streams::new(&args, local)));
     report::listening(local)?;
 
-    while !shared.borrow().ledger.is_stopping() {
-        let accepts = shared.borrow_mut().ledger.accepts();
-        let pause = shared.borrow().ledger.timeout().unwrap_or(Duration::MAX);
+    while !lock(&shared).ledger.is_stopping() {
+        let accepts = lock(&shared).ledger.accepts();
+        let pause = lock(&shared).ledger.timeout().unwrap_or(Duration::MAX);
         tokio::select! {
-            () = &mut stopped => shared.borrow_mut().ledger.stop(),
+            () = &mut stopped => lock(&shared).ledger.stop(),
             () = tokio::time::sleep(pause), if !accepts => {}
             result = listener.accept(), if accepts => {
-                if let Accepted::Connection(stream) = shared.borrow_mut().ledger.accepted(result)? {
-                    tokio::task::spawn_local(serve(stream, shared.clone(), stopping.clone()));
+                if let Accepted::Connection(stream) = lock(&shared).ledger.accepted(result)? {
+                    tokio::spawn(serve(stream, shared.clone(), stopping.clone()));
                 }
             }
         }
     }
     drop((listener, stopping, stop.send(())));
     // Ends when no task is left to listen.
-    let deadline = shared.borrow().ledger.timeout().unwrap_or_default();
+    let deadline = lock(&shared).ledger.timeout().unwrap_or_default();
     let _ = tokio::time::timeout(deadline, stop.closed()).await;
-    let mut streams = shared.borrow_mut();
+    let mut streams = lock(&shared);
     streams.ledger.waits = tokio::runtime::Handle::current().metrics().worker_park_count(0);
     streams.finish()
 }
@@ -69,16 +64,16 @@ async fn listen() -> Result<()> {
 /// The task of one connection: echoes until the peer sends no more.
 async fn serve(mut stream: TcpStream, shared: Shared, mut stopping: watch::Receiver<()>) {
     let mut transit = Transit::default();
-    let mut stopped = false;
+    let (mut changed, mut stopped) = (pin!(stopping.changed()), false);
     loop {
         let moved = if let Some(bytes) = transit.front() {
             let result = stream.write(bytes).await;
-            shared.borrow_mut().wrote(&mut transit, result)
+            lock(&shared).wrote(&mut transit, result)
         } else {
             tokio::select! {
                 biased;
                 moved = read(&mut stream, &shared, &mut transit) => moved,
-                _ = stopping.changed(), if !stopped => {
+                _ = &mut changed, if !stopped => {
                     stopped = true;
                     // What has arrived can still be read, then the stream ends. Fails if the peer has gone already.
                     let _ = SockRef::from(&stream).shutdown(Shutdown::Read);
@@ -90,13 +85,13 @@ async fn serve(mut stream: TcpStream, shared: Shared, mut stopping: watch::Recei
             break;
         }
     }
-    shared.borrow_mut().ledger.closed();
+    lock(&shared).ledger.closed();
 }
 
 /// Reads, as soon as there is something. It holds a buffer only during the call.
 async fn read(stream: &mut TcpStream, shared: &Shared, transit: &mut Transit) -> Moved {
     poll_fn(|context| {
-        let mut streams = shared.borrow_mut();
+        let mut streams = lock(shared);
         let mut buffer = ReadBuf::new(streams.vacant(transit));
         match Pin::new(&mut *stream).poll_read(context, &mut buffer) {
             Poll::Ready(result) => {
@@ -110,4 +105,9 @@ async fn read(stream: &mut TcpStream, shared: &Shared, transit: &mut Transit) ->
         }
     })
     .await
+}
+
+/// Nothing behind it is ever left half changed.
+fn lock(shared: &Shared) -> MutexGuard<'_, Streams> {
+    shared.lock().unwrap_or_else(PoisonError::into_inner)
 }
