@@ -249,9 +249,9 @@ fn overload(_: &Row) {
     assert!(stdout.contains("echo-blocking: did not keep 10000000 datagrams/s: "), "{stdout}");
 }
 
-/// The rounds before its end are kept.
+/// The rounds before its end are kept: it ends in the second of eleven if the machine is fast, in the last if it is slow.
 fn reference_that_ends(_: &Row) {
-    let dying = format!("dies={} --bind {{addr}} --count 100000", bin("echo-blocking").display());
+    let dying = format!("dies={} --bind {{addr}} --count 50000", bin("echo-blocking").display());
     let (status, stdout, _, results) = quick(&["echo-blocking", "--peer", &dying, "--reference", "dies"]);
     assert_eq!((status, subjects(&results).len()), (Some(1), 1), "{stdout}");
     assert!(stdout.contains("dies: not measured: "), "{stdout}");
