@@ -471,7 +471,8 @@ mod tests {
         });
         let slow = |histogram: &Histogram<u64>| histogram.count_between(2_000_000, u64::MAX);
         let (uncorrected, corrected) = (slow(&tally.latency), slow(&tally.corrected));
-        assert!(uncorrected <= 16 && corrected >= 30, "{uncorrected} and {corrected}");
+        // A busy machine adds stalls of its own, to both.
+        assert!(corrected >= 30 && 2 * uncorrected <= corrected + 2, "{uncorrected} and {corrected}");
     }
 
     #[test]
