@@ -338,6 +338,10 @@ pub const ROWS: &[Row] = &[
             "What becomes of the datagrams that an edge-triggered reader leaves behind?",
         )
     },
+    Row {
+        systems: Systems::Linux,
+        ..probe("probe-starvation", &["epoll"], cfg!(feature = "epoll"), "Who waits while a loop drains a busy socket?")
+    },
     Row { systems: Systems::Linux, ..probe("probe-icmp", &[], true, "Who hears that nobody listens?") },
     probe(
         "probe-coop",

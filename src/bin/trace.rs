@@ -67,6 +67,7 @@ fn run(row: &Row, args: &Args, log: &std::path::Path) -> Result<()> {
         "echo-reuseport" => &["--bind", "127.0.0.1:0", "--threads", "1"],
         "echo-tcp-registrar" => &["--bind", "127.0.0.1:0", "--workers", "1"],
         "probe-coop" => &["--burst", "2"],
+        "probe-starvation" => &["--busy", "4"],
         name if name.starts_with("probe-") => &[],
         _ if multisocket => &["--count", &count],
         _ => &["--bind", "127.0.0.1:0"],

@@ -29,6 +29,7 @@ pub fn checks(row: &Row) -> Vec<Check> {
         "probe-edge-undrained" => &[("leaves_two_behind", Needs::Nothing, |row| {
             says(
                 row,
+                &[],
                 "3 datagrams sent; events: 1\n\
                  1 received, 2 are left; events in 100 ms: 0\n\
                  1 more sent; events: 1\n\
@@ -36,9 +37,26 @@ pub fn checks(row: &Row) -> Vec<Check> {
                  received until EAGAIN: 2\n",
             )
         })],
+        "probe-starvation" => &[
+            ("all_wait_until_it_is_drained", Needs::Nothing, |row| {
+                says(
+                    row,
+                    &[],
+                    "until EAGAIN: the polite one was served after 1000, 1000, 1000 of the busy one's 1000; waits: 3\n",
+                )
+            }),
+            ("a_limit_gives_turns", Needs::Nothing, |row| {
+                says(
+                    row,
+                    &["--drain-limit", "32"],
+                    "at most 32 in a turn: the polite one was served after 32, 64, 96 of the busy one's 1000; waits: 32\n",
+                )
+            }),
+        ],
         "probe-icmp" => &[("only_some_hear_it", Needs::Nothing, |row| {
             says(
                 row,
+                &[],
                 "unconnected: hears nothing in 100 ms\n\
                  connected: its receive fails: Connection refused (os error 111)\n\
                  unconnected, with IP_RECVERR: its receive fails: Connection refused (os error 111)\n",
@@ -47,17 +65,19 @@ pub fn checks(row: &Row) -> Vec<Check> {
         "probe-coop" => &[("a_budget_of_128", Needs::Nothing, |row| {
             says(
                 row,
+                &[],
                 "recv_from: datagrams for each poll: 128, 72\n\
                  try_recv_from: datagrams for each poll: 200\n\
                  recv_from, unconstrained: datagrams for each poll: 200\n",
             )
         })],
         "probe-two-wakers" => &[("the_last_one_only", Needs::Nothing, |row| {
-            says(row, "poll_recv_ready: one datagram woke task 2\nreadable: one datagram woke task 1 and task 2\n")
+            says(row, &[], "poll_recv_ready: one datagram woke task 2\nreadable: one datagram woke task 1 and task 2\n")
         })],
         "probe-join-threshold" => &[("thirty", Needs::Nothing, |row| {
             says(
                 row,
+                &[],
                 "2 futures, one of them woken: 2 polled\n\
                  30 futures, one of them woken: 30 polled\n\
                  31 futures, one of them woken: 1 polled\n\
@@ -78,8 +98,8 @@ pub fn checks(row: &Row) -> Vec<Check> {
 }
 
 /// A probe that runs by itself prints this.
-fn says(row: &Row, expected: &str) {
-    let (status, stdout, stderr) = run(row.name, &[]);
+fn says(row: &Row, flags: &[&str], expected: &str) {
+    let (status, stdout, stderr) = run(row.name, flags);
     assert_eq!((status, stdout.as_str(), stderr.as_str()), (Some(0), expected, ""));
 }
 
