@@ -342,6 +342,15 @@ pub const ROWS: &[Row] = &[
         systems: Systems::Linux,
         ..probe("probe-starvation", &["epoll"], cfg!(feature = "epoll"), "Who waits while a loop drains a busy socket?")
     },
+    Row {
+        systems: Systems::Linux,
+        ..probe(
+            "probe-timer-granularity",
+            &["epoll", "tokio"],
+            cfg!(all(feature = "epoll", feature = "tokio")),
+            "How short can a wait be?",
+        )
+    },
     Row { systems: Systems::Linux, ..probe("probe-icmp", &[], true, "Who hears that nobody listens?") },
     probe(
         "probe-coop",

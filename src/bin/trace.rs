@@ -68,12 +68,14 @@ fn run(row: &Row, args: &Args, log: &std::path::Path) -> Result<()> {
         "echo-tcp-registrar" => &["--bind", "127.0.0.1:0", "--workers", "1"],
         "probe-coop" => &["--burst", "2"],
         "probe-starvation" => &["--busy", "4"],
+        "probe-timer-granularity" => &["--rounds", "1", "--without-tokio"],
         name if name.starts_with("probe-") => &[],
         _ if multisocket => &["--count", &count],
         _ => &["--bind", "127.0.0.1:0"],
     };
     // A probe's runtime and its output would drown what it shows; a server has nothing to hide.
-    let filter = "trace=recvfrom,sendto,write,epoll_create1,epoll_ctl,epoll_wait,eventfd2,pipe2,socketpair";
+    let filter = "trace=recvfrom,sendto,write,epoll_create1,epoll_ctl,epoll_wait,epoll_pwait2,ppoll,timerfd_settime,\
+                  eventfd2,pipe2,socketpair";
     let mut command = Command::new("strace");
     // -D: the binary, not strace, is the child of this program, and gets its signals.
     command.args(["-D", "-f", "-ttt", "-yy", "-s", "32", "-e", "signal=none", "-o"]).arg(log);

@@ -53,6 +53,7 @@ pub fn checks(row: &Row) -> Vec<Check> {
                 )
             }),
         ],
+        "probe-timer-granularity" => &[("never_early_and_as_fine_as_it_says", Needs::Nothing, granularity)],
         "probe-icmp" => &[("only_some_hear_it", Needs::Nothing, |row| {
             says(
                 row,
@@ -101,6 +102,33 @@ pub fn checks(row: &Row) -> Vec<Check> {
 fn says(row: &Row, flags: &[&str], expected: &str) {
     let (status, stdout, stderr) = run(row.name, flags);
     assert_eq!((status, stdout.as_str(), stderr.as_str()), (Some(0), expected, ""));
+}
+
+/// Only what a busy machine cannot change: the least of many waits, and that others are longer.
+fn granularity(row: &Row) {
+    let (status, stdout, stderr) = run(row.name, &[]);
+    assert_eq!((status, stderr.as_str()), (Some(0), ""));
+    // The least and the median for each time asked for.
+    let took = |name: &str| {
+        let line =
+            stdout.lines().find(|line| line[..32].trim_end() == name).unwrap_or_else(|| panic!("{name}: {stdout}"));
+        let numbers: Vec<u32> = line[32..].split_whitespace().map(|number| number.parse().unwrap()).collect();
+        [0, 2, 4].map(|at| (numbers[at], numbers[at + 1]))
+    };
+    let in_milliseconds = ["epoll_wait, in milliseconds", "tokio::time::sleep"].map(took);
+    let with_slack = ["epoll_pwait2", "ppoll"].map(took);
+    let without = ["ppoll, timer slack of 1 ns", "timerfd", "spinning on the clock"].map(took);
+    for kind in in_milliseconds {
+        assert!(kind[0].0 >= 1000 && kind[1].0 >= 1000 && kind[2].0 >= 2000, "{stdout}");
+    }
+    for kind in with_slack.iter().chain(&without) {
+        assert!(kind[0].0 >= 50 && kind[1].0 >= 500 && kind[2].0 >= 1500, "early: {stdout}");
+        assert!(kind[0].0 < 1000 && kind[1].0 < 1000 && kind[2].0 < 2000, "{stdout}");
+    }
+    assert!(stdout.starts_with("timer slack 50000 ns"), "{stdout}");
+    for (with, without) in with_slack.iter().flat_map(|with| without.iter().map(move |without| (with, without))) {
+        assert!(without[0].0 + 20 < with[0].1, "no sign of the slack: {stdout}");
+    }
 }
 
 fn ten_polls(row: &Row) {
