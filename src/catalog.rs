@@ -230,6 +230,15 @@ pub const ROWS: &[Row] = &[
         2,
         "How do several cores share one port?",
     ),
+    ringing(udp(
+        "echo-uring",
+        &["uring"],
+        cfg!(feature = "uring"),
+        Systems::Linux,
+        None,
+        2,
+        "What if the kernel is told what to do, instead of asked what could be done?",
+    )),
     tcp(
         "echo-tcp-threads",
         &[],

@@ -29,6 +29,7 @@ pub fn checks(row: &Row) -> Vec<Check> {
     for error in ["EINTR", "EAGAIN", "EBUSY"] {
         checks.push(check(format!("enter_fails_with_{error}"), Needs::Strace, move |row| enter_fails(row, error)));
     }
+    checks.push(check("leaves_no_work_to_threads_of_the_kernel", Needs::Nothing, one_thread));
     let table: &[(&str, Needs, Run)] = match row.kind {
         Kind::Tcp => &[
             ("reset_while_a_send_waits", Needs::Nothing, reset_while_a_send_waits),
@@ -74,6 +75,22 @@ fn enter_fails(row: &Row, error: &str) {
         let (_, ended) = server.stop();
         assert!(ended.trace.contains("(INJECTED)"), "nothing was injected into io_uring_enter");
     }
+}
+
+/// An operation that cannot wait for its socket, or has waited in vain too often, is given to a thread of the kernel's.
+fn one_thread(row: &Row) {
+    let server = Server::start(row, &[]);
+    if row.kind == Kind::Tcp {
+        let peers = connect_all(&server, 3);
+        (0..500).for_each(|round| peers.iter().for_each(|peer| peer.echo(&content(round, 100))));
+    } else {
+        let client = server.client();
+        client.echo_numbers(0..500);
+        (0..20).for_each(|_| server.echo_burst(&client, 30));
+    }
+    let threads = std::fs::read_dir(format!("/proc/{}/task", server.pid())).unwrap().count();
+    assert_eq!(threads, 1);
+    server.stop();
 }
 
 /// The kernel's own end of a send that waits.
