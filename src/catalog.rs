@@ -239,6 +239,15 @@ pub const ROWS: &[Row] = &[
         2,
         "What if the kernel is told what to do, instead of asked what could be done?",
     )),
+    ringing(udp(
+        "echo-uring-multishot",
+        &["uring"],
+        cfg!(feature = "uring"),
+        Systems::Linux,
+        None,
+        1,
+        "What if one receive brings datagram after datagram, in buffers that the kernel picks?",
+    )),
     tcp(
         "echo-tcp-threads",
         &[],

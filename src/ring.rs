@@ -68,6 +68,7 @@ pub fn cancel_all(ring: &IoUring) -> Result<()> {
 pub struct Provided {
     ring: *mut BufRingEntry,
     layout: Layout,
+    entries: u16,
     free: u16,
     tail: u16,
     in_ring: u16,
@@ -81,22 +82,22 @@ pub struct Provided {
 pub const GROUP: u16 = 0;
 
 impl Provided {
-    /// `free` (a power of two) in the ring, each of `size` bytes, and up to `limit` with those in use. Allocates now what
-    /// the ring holds.
+    /// `free` in the ring, each of `size` bytes, and up to `limit` with those in use. Allocates now what the ring holds.
     pub fn new(ring: &IoUring, free: u16, size: usize, limit: u16) -> Result<Self> {
-        let layout = Layout::array::<BufRingEntry>(free.into()).and_then(|layout| layout.align_to(4096));
+        let entries = free.next_power_of_two();
+        let layout = Layout::array::<BufRingEntry>(entries.into()).and_then(|layout| layout.align_to(4096));
         let layout = layout.attempt("lay out a ring of buffers")?;
-        // SAFETY: the layout has a size: `free` is not 0.
-        let entries = unsafe { alloc_zeroed(layout) }.cast::<BufRingEntry>();
-        if entries.is_null() {
+        // SAFETY: the layout has a size: `entries` is not 0.
+        let at = unsafe { alloc_zeroed(layout) }.cast::<BufRingEntry>();
+        if at.is_null() {
             handle_alloc_error(layout);
         }
-        // SAFETY: `free` entries of memory, on a page of their own, which lives as long as the value returned. The kernel
+        // SAFETY: `entries` of memory, on a page of their own, which lives as long as the value returned. The kernel
         // keeps it mapped for as long as the ring exists.
-        let registered = unsafe { ring.submitter().register_buf_ring_with_flags(entries as u64, free, GROUP, 0) };
+        let registered = unsafe { ring.submitter().register_buf_ring_with_flags(at as u64, entries, GROUP, 0) };
         let (memory, spare) = (Slab::with_capacity(free.into()), Vec::with_capacity(2 * usize::from(free)));
         let (tail, in_ring, limit) = (0, 0, limit.into());
-        let mut buffers = Self { ring: entries, layout, free, tail, in_ring, size, limit, memory, spare };
+        let mut buffers = Self { ring: at, layout, entries, free, tail, in_ring, size, limit, memory, spare };
         registered.attempt("register a ring of buffers, which needs Linux 5.19")?;
         buffers.refill();
         Ok(buffers)
@@ -108,8 +109,8 @@ impl Provided {
         while self.in_ring < self.free {
             let Some(id) = self.spare.pop().or_else(|| self.allocate()) else { break };
             let buffer = &mut self.memory[id.into()];
-            // SAFETY: the slot is between tail and head, so the program's; `tail` masked is less than `free`.
-            let entry = unsafe { &mut *self.ring.add((self.tail & (self.free - 1)).into()) };
+            // SAFETY: the slot is between tail and head, so the program's; `tail` masked is less than `entries`.
+            let entry = unsafe { &mut *self.ring.add((self.tail & (self.entries - 1)).into()) };
             entry.set_addr(buffer.as_mut_ptr() as u64);
             entry.set_len(buffer.len() as u32);
             entry.set_bid(id);
@@ -159,5 +160,90 @@ impl Drop for Provided {
         // SAFETY: allocated with this layout. The kernel has the ring's pages pinned, and it writes to a buffer only while
         // this thread is inside io_uring_enter (DEFER_TASKRUN), where it is never again.
         unsafe { dealloc(self.ring.cast(), self.layout) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use io_uring::{cqueue, opcode, types::Fd};
+    use std::net::UdpSocket;
+    use std::os::fd::AsRawFd;
+
+    fn pair() -> (UdpSocket, UdpSocket) {
+        let [server, client] = [(); 2].map(|()| UdpSocket::bind("127.0.0.1:0").unwrap());
+        client.connect(server.local_addr().unwrap()).unwrap();
+        (server, client)
+    }
+
+    /// Why no server here keeps many receives waiting at one socket: each datagram wakes them all, and one that was woken
+    /// in vain APOLL_MAX_RETRY times (io_uring/poll.c) goes to a thread of the kernel's.
+    #[test]
+    fn of_many_receives_that_wait_some_end_up_in_a_thread_of_the_kernel() {
+        let (server, client) = pair();
+        let mut ring = open(8).unwrap();
+        let mut bytes = [[0u8; 8]; 4];
+        let workers = || {
+            let tasks = std::fs::read_dir("/proc/self/task").unwrap().flatten();
+            let name = |task: std::fs::DirEntry| std::fs::read_to_string(task.path().join("comm")).unwrap_or_default();
+            tasks.map(name).filter(|name| name.starts_with("iou-wrk")).count()
+        };
+        let mut arm = |ring: &mut IoUring, at: usize| {
+            let receive = opcode::Recv::new(Fd(server.as_raw_fd()), bytes[at].as_mut_ptr(), 8);
+            // SAFETY: `bytes` outlive the ring's operations, and are not looked at.
+            unsafe { push(ring, &receive.build().user_data(at as u64)) }.unwrap();
+        };
+        (0..4).for_each(|at| arm(&mut ring, at));
+        entered(ring.submit()).unwrap();
+        assert_eq!(workers(), 0);
+        let mut received = 0;
+        while received < 1000 && workers() == 0 {
+            client.send(b"x").unwrap();
+            entered(ring.submit_and_wait(1)).unwrap();
+            let done: Vec<_> = ring.completion().map(|completion| completion.user_data()).collect();
+            received += done.len();
+            done.into_iter().for_each(|at| arm(&mut ring, at as usize));
+        }
+        assert!(workers() > 0, "none after {received} datagrams");
+        assert!(received > 100, "after {received} datagrams");
+        cancel_all(&ring).unwrap();
+    }
+
+    /// What is held is replaced up to the limit; then a receive fails, without loss, until something is given back.
+    #[test]
+    fn buffers_are_replaced_up_to_the_limit() {
+        let (server, client) = pair();
+        let mut ring = open(8).unwrap();
+        let mut buffers = Provided::new(&ring, 2, 8, 5).unwrap();
+        let receive = opcode::RecvMulti::new(Fd(server.as_raw_fd()), GROUP).build();
+        let (mut held, mut armed) = (Vec::new(), false);
+        (0..7u8).for_each(|number| assert_eq!(client.send(&[number]).unwrap(), 1));
+        let mut turns = 0;
+        while held.len() < 5 {
+            if !armed {
+                // SAFETY: the kernel picks a buffer that was provided.
+                unsafe { push(&mut ring, &receive) }.unwrap();
+            }
+            entered(ring.submit_and_wait(1)).unwrap();
+            for completion in ring.completion() {
+                armed = cqueue::more(completion.flags());
+                match cqueue::buffer_select(completion.flags()) {
+                    Some(id) => {
+                        buffers.take(id);
+                        held.push(id);
+                    }
+                    None => assert_eq!(completion.result(), -libc::ENOBUFS),
+                }
+            }
+            buffers.refill();
+            turns += 1;
+            assert!(turns < 20);
+        }
+        assert!(buffers.is_empty());
+        assert_eq!(held.iter().map(|id| buffers.bytes(*id)[0]).collect::<Vec<_>>(), [0, 1, 2, 3, 4]);
+        held.drain(..2).for_each(|id| buffers.give_back(id));
+        buffers.refill();
+        assert!(!buffers.is_empty());
+        cancel_all(&ring).unwrap();
     }
 }

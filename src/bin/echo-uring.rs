@@ -83,12 +83,14 @@ fn main() -> Result<()> {
             // sent again: none overtakes another. One that found no room waits for it, alone.
             sending = if full { waiting.len().min(1) } else { waiting.len() };
             prompt += if full { 0 } else { sending };
-            for (at, slot) in waiting.iter().take(sending).enumerate() {
-                let send = opcode::SendMsg::new(fd, slots[*slot as usize].filled());
+            for (at, (slot, len)) in waiting.iter().take(sending).enumerate() {
+                let Slot { bytes, name, header, .. } = &slots[*slot as usize];
+                let send = opcode::Send::new(fd, bytes.as_ptr(), *len as u32);
+                let send = send.dest_addr((&raw const *name).cast()).dest_addr_len(header.msg_namelen);
                 let flags = if at + 1 < sending { squeue::Flags::IO_LINK } else { squeue::Flags::empty() };
                 queue(match full {
                     true => send.build().user_data(slot | SEND | WAITS),
-                    false => send.flags(libc::MSG_DONTWAIT as u32).build().user_data(slot | SEND).flags(flags),
+                    false => send.flags(libc::MSG_DONTWAIT).build().user_data(slot | SEND).flags(flags),
                 })?;
             }
         }
@@ -143,13 +145,12 @@ fn main() -> Result<()> {
             }
             receiving -= 1;
             armed = armed.filter(|armed| *armed != data);
-            let into = &mut slots[slot as usize];
+            let into = &slots[slot as usize];
             match outcome {
                 Err(_) if result == -libc::ECANCELED => free.push(slot),
                 outcome => match ledger.received(outcome.map(|len| (len, into.peer())))? {
                     Received::Datagram(len, _) => {
-                        into.vector.iov_len = len;
-                        waiting.push_back(slot);
+                        waiting.push_back((slot, len));
                         got += 1;
                     }
                     _ => free.push(slot),
@@ -191,11 +192,6 @@ impl Slot {
         self.header.msg_name = (&raw mut self.name).cast();
         self.header.msg_namelen = size_of::<SockAddrStorage>() as u32;
         &mut self.header
-    }
-
-    /// After a receive: the name, its length and, by then, the vector's are those of the datagram.
-    fn filled(&self) -> *const msghdr {
-        &self.header
     }
 
     fn peer(&self) -> SocketAddr {

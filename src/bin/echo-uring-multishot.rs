@@ -1,0 +1,190 @@
+//! UDP echo over io_uring(7) with a receive that is submitted once and brings datagram after datagram (multishot), each in
+//! a buffer that the kernel picks from those provided. The sends are from the same buffers.
+//!
+//! Run:             cargo run --bin echo-uring-multishot --features uring
+//! Second terminal: nc -u 127.0.0.1 2000
+//! In the trace:    io_uring_enter, once for an echo: it submits the send and waits for the next datagram. Under load it
+//!                  submits many sends, and brings as many datagrams.
+//! Left out:        a kernel thread that polls (SQPOLL): it takes a core. `--buffers` takes the place of `--queue`.
+//! Oldest system:   Linux 6.1, for DEFER_TASKRUN.
+
+#[cfg(not(target_os = "linux"))]
+fn main() -> echo_lab::Result<()> {
+    echo_lab::unsupported(env!("CARGO_BIN_NAME"), "io_uring(7)")
+}
+
+#[cfg(target_os = "linux")]
+use {
+    clap::{Args, value_parser},
+    echo_lab::ledger::{Ledger, Received, Sent},
+    echo_lab::ring::{self, GROUP, Provided},
+    echo_lab::{Attempt, Error, Result, cli, net, report, stop},
+    io_uring::types::{Fd, Fixed, RecvMsgOut, SubmitArgs, Timespec},
+    io_uring::{cqueue, opcode, squeue},
+    libc::msghdr,
+    socket2::{SockAddr, SockAddrStorage},
+    std::collections::VecDeque,
+    std::net::SocketAddr,
+    std::os::fd::AsRawFd,
+};
+
+#[cfg(target_os = "linux")]
+#[derive(Args)]
+struct Flags {
+    #[command(flatten)]
+    server: cli::ServerArgs,
+
+    /// Buffers for datagrams: those received and not yet sent, and those that the kernel may fill
+    #[arg(long, value_name = "N", default_value_t = 32, value_parser = value_parser!(u16).range(1..=4096))]
+    buffers: u16,
+}
+
+/// The user data of completions.
+#[cfg(target_os = "linux")]
+const RECEIVE: u64 = 1;
+#[cfg(target_os = "linux")]
+const SEND: u64 = 2;
+#[cfg(target_os = "linux")]
+const SIGNAL: u64 = 3;
+#[cfg(target_os = "linux")]
+const CANCEL: u64 = 4;
+
+/// The server's socket, the first of the registered files: the kernel need not look it up for each operation.
+#[cfg(target_os = "linux")]
+const SOCKET: Fixed = Fixed(0);
+
+/// What the kernel puts in front of a datagram: lengths (io_uring_recvmsg_out), then the sender's address.
+#[cfg(target_os = "linux")]
+const LENGTHS: usize = 16;
+#[cfg(target_os = "linux")]
+const NAME: usize = size_of::<libc::sockaddr_in6>();
+
+#[cfg(target_os = "linux")]
+fn main() -> Result<()> {
+    let Flags { server: args, buffers: count } = cli::parse_as(env!("CARGO_BIN_NAME"));
+    let socket = net::bind(&args)?;
+    let local = socket.local_addr().attempt("read the bound address")?;
+    let signals = stop::descriptor()?;
+    let mut ledger = Ledger::new(&args, local);
+    let mut ring = ring::open(u32::from(count) + 4)?;
+    ring.submitter().register_files(&[socket.as_raw_fd()]).attempt("register the socket with the ring")?;
+    let mut buffers = Provided::new(&ring, count, LENGTHS + NAME + ledger.slot_size(), count)?;
+    // SAFETY: all zeroes is a valid msghdr: no name, no vectors, no control data.
+    let mut form: msghdr = unsafe { std::mem::zeroed() };
+    form.msg_namelen = NAME as u32;
+    let receive = opcode::RecvMsgMulti::new(SOCKET, &form, GROUP).build().user_data(RECEIVE);
+    let poll = opcode::PollAdd::new(Fd(signals.as_raw_fd()), libc::POLLIN as u32).build().user_data(SIGNAL);
+    let cancel = opcode::AsyncCancel::new(RECEIVE).build().user_data(CANCEL);
+    // SAFETY: it points to no memory.
+    unsafe { ring::push(&mut ring, &poll) }?;
+    // What is to be sent, oldest first, and how many of those in front are under way.
+    let (mut waiting, mut sending) = (VecDeque::with_capacity(count.into()), 0);
+    // Whether the receive is under way, the send is one that does not tell of success, the socket has no room.
+    let (mut receiving, mut silent, mut full) = (false, false, false);
+    report::listening(local)?;
+
+    while !ledger.is_done((waiting.is_empty() || ledger.to_come() == 0) && !(receiving && ledger.timeout().is_some())) {
+        if !receiving && ledger.timeout().is_none() && !buffers.is_empty() {
+            receiving = true;
+            // SAFETY: `form` lives as long as the ring, and says lengths only; the kernel picks a buffer provided.
+            unsafe { ring::push(&mut ring, &receive) }?;
+        }
+        if sending == 0 && !waiting.is_empty() {
+            sending = if full { 1 } else { waiting.len().min(usize::try_from(ledger.to_come()).unwrap_or(usize::MAX)) };
+            // A single one is over when the call that submits it returns, and nothing is to be done then.
+            silent = sending == 1 && !full && ledger.to_come() > 1 && ledger.timeout().is_none();
+            for (at, (id, len, name)) in waiting.iter().take(sending).enumerate() {
+                let (_, name_and_bytes) = buffers.bytes(*id).split_at(LENGTHS);
+                let (peer, bytes) = name_and_bytes.split_at(NAME);
+                let send = opcode::Send::new(SOCKET, bytes.as_ptr(), *len as u32);
+                let send = send.dest_addr(peer.as_ptr().cast()).dest_addr_len(*name as u32);
+                // Each begins when the one before it is over, and one that fails cancels those behind it, which are sent
+                // again: none overtakes another. One that found no room waits for it, alone.
+                let flags = match (silent, at + 1 < sending) {
+                    (true, _) => squeue::Flags::SKIP_SUCCESS,
+                    (_, true) => squeue::Flags::IO_LINK,
+                    _ => squeue::Flags::empty(),
+                };
+                let send = if full { send } else { send.flags(libc::MSG_DONTWAIT) };
+                // SAFETY: the buffer, with datagram and address, is given back only when the send is over.
+                unsafe { ring::push(&mut ring, &send.build().flags(flags).user_data(SEND)) }?;
+            }
+        }
+        // Those that do not wait for room, and tell of their success, will all complete now.
+        let prompt = if full || silent { 0 } else { sending };
+        ledger.report.waits += 1;
+        let timeout = ledger.timeout().map(Timespec::from);
+        let limit = timeout.as_ref().map_or(SubmitArgs::new(), |timeout| SubmitArgs::new().timespec(timeout));
+        ring::entered(ring.submitter().submit_with_args(prompt.max(1), &limit))?;
+
+        // Whether all that was queued has been submitted, and all that has completed can be seen below.
+        let settled = ring.submission().is_empty() && !ring.submission().cq_overflow();
+        let mut stopped = false;
+        for completion in ring.completion() {
+            let result = completion.result();
+            match completion.user_data() {
+                SIGNAL => {
+                    stopped = true;
+                    ledger.stop();
+                }
+                RECEIVE => {
+                    receiving = cqueue::more(completion.flags());
+                    let Some(id) = cqueue::buffer_select(completion.flags()) else {
+                        // No buffer was free, or this program wished it to end.
+                        if ![-libc::ENOBUFS, -libc::ECANCELED].contains(&result) {
+                            ledger.received(ring::outcome(result).map(|_| (0, local)))?;
+                        }
+                        continue;
+                    };
+                    buffers.take(id);
+                    let datagram = RecvMsgOut::parse(buffers.bytes(id), &form);
+                    let datagram = datagram.map_err(|()| Error::new("io_uring filled a buffer in an unknown form"))?;
+                    let (bytes, name) = (datagram.payload_data(), datagram.name_data());
+                    if let Received::Datagram(..) = ledger.received(Ok((bytes.len(), peer(name))))? {
+                        waiting.push_back((id, bytes.len(), name.len()));
+                    } else {
+                        buffers.give_back(id);
+                    }
+                }
+                SEND => {
+                    (sending, silent) = (sending - 1, false);
+                    if result != -libc::ECANCELED {
+                        let sent = ledger.sent(ring::outcome(result))?;
+                        full = sent == Sent::WouldBlock;
+                        if let (Sent::Over, Some((id, ..))) = (sent, waiting.front()) {
+                            buffers.give_back(*id);
+                            waiting.pop_front();
+                        }
+                    }
+                }
+                _ => {}
+            }
+        }
+        if silent && settled {
+            // Its failure would have been among the completions.
+            (sending, silent) = (0, false);
+            ledger.sent(Ok(0))?;
+            waiting.pop_front().into_iter().for_each(|(id, ..)| buffers.give_back(id));
+        }
+        buffers.refill();
+        if stopped && receiving {
+            // SAFETY: it points to no memory.
+            unsafe { ring::push(&mut ring, &cancel) }?;
+        }
+    }
+    ring::cancel_all(&ring)?;
+    ledger.finish(&socket)
+}
+
+/// The sender that the kernel has put in front of a datagram.
+#[cfg(target_os = "linux")]
+fn peer(name: &[u8]) -> SocketAddr {
+    let mut storage = SockAddrStorage::zeroed();
+    let len = name.len().min(NAME);
+    // SAFETY: `len` bytes of an address, of which the storage has room for any; the kernel says its family.
+    let name = unsafe {
+        (&raw mut storage).cast::<u8>().copy_from_nonoverlapping(name.as_ptr(), len);
+        SockAddr::new(storage, len as u32)
+    };
+    name.as_socket().unwrap_or(([0; 4], 0).into())
+}
