@@ -57,6 +57,15 @@ impl Calls {
     }
 }
 
+/// What a server allocates after its start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Allocations {
+    /// Nothing.
+    None,
+    /// Something for each time that it waits: its library does.
+    PerWait,
+}
+
 /// One binary.
 #[derive(Clone, Copy, Debug)]
 pub struct Row {
@@ -72,6 +81,8 @@ pub struct Row {
     pub systems: Systems,
     /// Its system calls, for a server.
     pub calls: Option<Calls>,
+    /// What it allocates after its start, for a server.
+    pub allocations: Allocations,
     /// Whether it can wait for many sockets: `--sockets`.
     pub takes_sockets: bool,
     /// The question it answers, in one sentence.
@@ -170,6 +181,18 @@ pub const ROWS: &[Row] = &[
         5,
         "What if a reader and a writer task share a bounded channel?",
     ),
+    Row {
+        allocations: Allocations::PerWait,
+        ..udp(
+            "echo-smol",
+            &["smol"],
+            cfg!(feature = "smol"),
+            Systems::All,
+            Some("epoll_pwait"),
+            11,
+            "What does a runtime cost that is put together from small crates?",
+        )
+    },
     Row {
         takes_sockets: false,
         ..udp(
@@ -411,7 +434,8 @@ const fn udp(
     shows: &'static str,
 ) -> Row {
     let calls = Some(Calls { recv: "recvfrom", send: "sendto", wait, per_echo });
-    Row { name, kind: Kind::Udp, features, built, systems, calls, takes_sockets: wait.is_some(), shows }
+    let (allocations, takes_sockets) = (Allocations::None, wait.is_some());
+    Row { name, kind: Kind::Udp, features, built, systems, calls, allocations, takes_sockets, shows }
 }
 
 const fn tcp(
@@ -441,9 +465,10 @@ const fn ringing(row: Row) -> Row {
 }
 
 const fn probe(name: &'static str, features: &'static [&'static str], built: bool, shows: &'static str) -> Row {
-    Row { name, kind: Kind::Probe, features, built, systems: Systems::All, calls: None, takes_sockets: false, shows }
+    let row = udp(name, features, built, Systems::All, None, 0, shows);
+    Row { kind: Kind::Probe, calls: None, ..row }
 }
 
 const fn tool(name: &'static str, features: &'static [&'static str], built: bool, shows: &'static str) -> Row {
-    Row { name, kind: Kind::Tool, features, built, systems: Systems::Linux, calls: None, takes_sockets: false, shows }
+    Row { kind: Kind::Tool, systems: Systems::Linux, ..probe(name, features, built, shows) }
 }

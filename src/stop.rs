@@ -55,6 +55,18 @@ pub fn by_datagram(server: SocketAddr) -> Result<SocketAddr> {
     Ok(address)
 }
 
+/// For a loop that can wait for a second socket: one that is readable when a signal came, on every system.
+pub fn by_socket() -> Result<UdpSocket> {
+    let what = "create the socket for the stop signal";
+    let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).attempt(what)?;
+    let waker = by_datagram(socket.local_addr().attempt(what)?)?;
+    socket.connect(waker).attempt(what)?;
+    socket.set_nonblocking(true).attempt(what)?;
+    // From now on nobody else can wake the server; what somebody sent before is dropped.
+    while socket.recv(&mut []).is_ok() {}
+    Ok(socket)
+}
+
 /// For a loop that waits in a blocking accept: the signal connects to `server`. Look at [`requested`] after each accept;
 /// one that does not block, because others connect, shows the flag as well.
 pub fn by_connection(server: SocketAddr) -> Result<()> {
