@@ -5,6 +5,8 @@
 pub enum Kind {
     /// A UDP echo server, with the flags of [`crate::cli`].
     Udp,
+    /// A UDP echo server in the driver of a network interface, for which the loopback interface is no place.
+    Xdp,
     /// A TCP echo server, with the flags of [`crate::cli::StreamArgs`].
     Tcp,
     /// A program that shows one behaviour of a library.
@@ -16,7 +18,7 @@ pub enum Kind {
 impl Kind {
     /// Whether it listens, echoes, and ends with a summary.
     pub fn is_server(self) -> bool {
-        matches!(self, Kind::Udp | Kind::Tcp)
+        matches!(self, Kind::Udp | Kind::Xdp | Kind::Tcp)
     }
 }
 
@@ -271,6 +273,19 @@ pub const ROWS: &[Row] = &[
         1,
         "What if one receive brings datagram after datagram, in buffers that the kernel picks?",
     )),
+    Row {
+        kind: Kind::Xdp,
+        calls: None,
+        ..udp(
+            "echo-xdp",
+            &["xdp"],
+            cfg!(feature = "xdp"),
+            Systems::Linux,
+            None,
+            0,
+            "What if the network driver sends the datagram back?",
+        )
+    },
     tcp(
         "echo-tcp-threads",
         &[],

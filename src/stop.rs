@@ -89,19 +89,19 @@ fn reachable(mut address: SocketAddr) -> SocketAddr {
     address
 }
 
-#[cfg(all(unix, any(feature = "select", feature = "poll", feature = "epoll", feature = "uring")))]
+#[cfg(all(unix, any(feature = "select", feature = "poll", feature = "epoll", feature = "uring", feature = "xdp")))]
 fn signals() -> nix::sys::signal::SigSet {
     use nix::sys::signal::Signal;
     [Signal::SIGINT, Signal::SIGTERM].into_iter().collect()
 }
 
 /// For pselect(2) and ppoll(2): the signals stay blocked, except inside a wait that is given [`mask`](Self::mask).
-#[cfg(all(unix, any(feature = "select", feature = "poll")))]
+#[cfg(all(unix, any(feature = "select", feature = "poll", feature = "xdp")))]
 pub struct InsideWait {
     mask: nix::sys::signal::SigSet,
 }
 
-#[cfg(all(unix, any(feature = "select", feature = "poll")))]
+#[cfg(all(unix, any(feature = "select", feature = "poll", feature = "xdp")))]
 impl InsideWait {
     /// Blocks the signals in the calling thread.
     pub fn new() -> Result<Self> {

@@ -38,7 +38,7 @@ fn main() -> Result<()> {
         return unsupported(env!("CARGO_BIN_NAME"), "strace");
     }
     let args = Args::parse();
-    let traced = |row: &&Row| row.kind != Kind::Tool && row.built;
+    let traced = |row: &&Row| !matches!(row.kind, Kind::Tool | Kind::Xdp) && row.built;
     let Some(row) = catalog::find(&args.name).filter(traced) else {
         let known: Vec<_> = catalog::ROWS.iter().filter(traced).map(|row| row.name).collect();
         eprintln!("error: cannot trace {}: this build has {}", args.name, known.join(", "));

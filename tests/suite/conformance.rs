@@ -33,7 +33,7 @@ pub fn checks() -> Vec<Check> {
 }
 
 /// `len` bytes that differ from those of another `seed`, and from place to place.
-fn pattern(len: usize, seed: u8) -> Vec<u8> {
+pub fn pattern(len: usize, seed: u8) -> Vec<u8> {
     (0..len).map(|at| (at as u8).wrapping_mul(31).wrapping_add((at >> 8) as u8) ^ seed).collect()
 }
 
@@ -166,7 +166,7 @@ fn bad_flags(row: &Row) {
     }
 }
 
-fn help(row: &Row) {
+pub fn help(row: &Row) {
     let (status, stdout, stderr) = run(row.name, &["--help"]);
     assert_eq!((status, stderr.as_str()), (Some(0), ""));
     assert!(stdout.starts_with(row.shows), "{stdout}");

@@ -27,6 +27,8 @@ mod tcp_faults;
 mod tcp_modes;
 #[cfg(target_os = "linux")]
 mod traces;
+#[cfg(target_os = "linux")]
+mod xdp;
 
 use echo_lab::catalog::{Kind, ROWS, Row};
 use libtest_mimic::{Arguments, Trial};
@@ -50,6 +52,8 @@ enum Needs {
     Tracepoints,
     #[cfg(target_os = "linux")]
     Chromium,
+    #[cfg(target_os = "linux")]
+    Namespaces,
 }
 
 impl Needs {
@@ -75,6 +79,12 @@ impl Needs {
             #[cfg(target_os = "linux")]
             Needs::Chromium if Command::new("chromium").arg("--version").output().is_err() => {
                 Some("needs chromium: apt-get install chromium")
+            }
+            #[cfg(target_os = "linux")]
+            Needs::Namespaces if !*STRACE => Needs::Strace.missing(),
+            #[cfg(target_os = "linux")]
+            Needs::Namespaces if !xdp::can_run() => {
+                Some("needs root, for network namespaces, and ip: apt-get install iproute2")
             }
             _ => None,
         }
@@ -128,6 +138,12 @@ fn main() -> ExitCode {
         let missing_feature = (!row.built).then(|| format!("needs --features {}", row.features.join(",")));
         let mut checks = match row.kind {
             Kind::Udp => conformance::checks(),
+            // No program runs in the driver of the loopback interface, and none of its echoes is a system call: faults
+            // cannot be injected, and there is no trace. The same promises are kept on a veth pair.
+            #[cfg(target_os = "linux")]
+            Kind::Xdp => xdp::checks(),
+            #[cfg(not(target_os = "linux"))]
+            Kind::Xdp => Vec::new(),
             Kind::Tcp => tcp::checks(),
             Kind::Probe => probes::checks(row),
             Kind::Tool => Vec::new(),

@@ -90,6 +90,7 @@ fn readme_table() {
         let calls = match (row.calls, row.kind) {
             (Some(calls), _) => format!("[{}](docs/traces/{name}.txt)", calls.per_echo),
             (None, Kind::Probe) => format!("[trace](docs/traces/{name}.txt)"),
+            (None, Kind::Xdp) => "0".into(),
             (None, _) => String::new(),
         };
         table += &format!("| [`{name}`]({}) | {shows} | {features} | {calls} |\n", source(name));

@@ -74,6 +74,22 @@ impl Server {
 
     /// Starts `command`, which is to say where it listens.
     pub fn spawn(command: &mut Command, log: Option<PathBuf>) -> Self {
+        let (mut server, line) = Self::spawn_with_line(command, log);
+        let addr = line.strip_prefix("listening on ").unwrap_or_else(|| panic!("first line is {line:?}"));
+        server.addr = addr.parse().expect("an address");
+        server
+    }
+
+    /// Starts `command`, which listens nowhere, and says `first` when it is ready.
+    #[cfg(target_os = "linux")]
+    pub fn spawn_until(command: &mut Command, first: &str) -> Self {
+        let (server, line) = Self::spawn_with_line(command, None);
+        assert_eq!(line, first);
+        server
+    }
+
+    /// Starts `command`: with its first line.
+    fn spawn_with_line(command: &mut Command, log: Option<PathBuf>) -> (Self, String) {
         let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("starts");
         let (stdout, stderr) = (child.stdout.take().unwrap(), child.stderr.take().unwrap());
         let (sender, lines) = channel();
@@ -83,13 +99,11 @@ impl Server {
             }
         });
         let stderr = Some(thread::spawn(move || read_all(stderr)));
-        let mut server = Self { addr: SocketAddr::from(([0; 4], 0)), child, lines, stderr, log };
+        let server = Self { addr: SocketAddr::from(([0; 4], 0)), child, lines, stderr, log };
         let Ok(line) = server.lines.recv_timeout(PATIENCE) else {
             panic!("said nothing, then {:?}", server.wait().stderr);
         };
-        let addr = line.strip_prefix("listening on ").unwrap_or_else(|| panic!("first line is {line:?}"));
-        server.addr = addr.parse().expect("an address");
-        server
+        (server, line)
     }
 
     pub fn pid(&self) -> u32 {

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 pub fn checks(row: &Row) -> Vec<Check> {
     let mut checks = Vec::new();
-    if row.kind != Kind::Tool {
+    if row.kind == Kind::Probe || row.calls.is_some() {
         checks.push(check("trace_as_expected", Needs::Strace, expected_trace));
     }
     if row.kind == Kind::Udp {
@@ -52,7 +52,7 @@ fn start_apart(row: &Row) {
 }
 
 /// The calls of one server after it said that it listens.
-fn steady(trace: &str) -> Vec<String> {
+pub fn steady(trace: &str) -> Vec<String> {
     let calls = trace.lines().map(|line| line.split_whitespace().skip(1).collect::<Vec<_>>().join(" "));
     let mut calls = calls.skip_while(|call| !call.contains("\"listening on ")).skip(1).collect::<Vec<_>>();
     calls.retain(|call| !call.starts_with("---") && !call.starts_with("+++"));
