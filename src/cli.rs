@@ -70,6 +70,17 @@ struct WithIdle {
     sockets: u16,
 }
 
+#[cfg(any(feature = "select", feature = "poll"))]
+#[derive(Args)]
+struct WithDrain {
+    #[command(flatten)]
+    idle: WithIdle,
+
+    /// Datagrams received after one wait, if so many are there. With more than one, a receive that finds nothing ends it
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = value_parser!(u16).range(1..=4096))]
+    drain_limit: u16,
+}
+
 #[cfg(feature = "mmsg")]
 #[derive(Args)]
 struct WithBatch {
@@ -98,6 +109,13 @@ pub fn parse_as<A: Args>(bin: &'static str) -> A {
 pub fn parse_with_idle(bin: &'static str) -> (ServerArgs, u16) {
     let WithIdle { server, sockets } = parse_as(bin);
     (server, sockets - 1)
+}
+
+/// As [`parse_with_idle`], for a server that waits once for several datagrams: how many.
+#[cfg(any(feature = "select", feature = "poll"))]
+pub fn parse_with_drain(bin: &'static str) -> (ServerArgs, u16, u16) {
+    let WithDrain { idle: WithIdle { server, sockets }, drain_limit } = parse_as(bin);
+    (server, sockets - 1, drain_limit)
 }
 
 /// As [`parse`], for a server that sends and receives in batches: how many datagrams a batch holds.

@@ -3,7 +3,7 @@
 //! Run:             cargo run --bin echo-poll --features poll
 //! Second terminal: nc -u 127.0.0.1 2000
 //! In the trace:    ppoll, recvfrom, sendto for each echo. POLLOUT is asked for only while something waits to be sent.
-//! Left out:        draining. A wait for each datagram is simple, and a third system call for each.
+//! Left out:        draining, unless --drain-limit says so: a wait for each datagram is simple, and a third call for each.
 //! Oldest system:   Linux 2.6.16 or FreeBSD, for ppoll: its signal mask closes the window between a check and the wait.
 
 #[cfg(not(any(target_os = "linux", target_os = "freebsd")))]
@@ -17,12 +17,13 @@ use {
     nix::errno::Errno,
     nix::poll::{PollFd, PollFlags, ppoll},
     nix::sys::time::TimeSpec,
+    std::net::UdpSocket,
     std::os::fd::AsFd,
 };
 
 #[cfg(any(target_os = "linux", target_os = "freebsd"))]
 fn main() -> Result<()> {
-    let (args, idle) = cli::parse_with_idle(env!("CARGO_BIN_NAME"));
+    let (args, idle, drain_limit) = cli::parse_with_drain(env!("CARGO_BIN_NAME"));
     let socket = net::bind(&args)?;
     socket.set_nonblocking(true).attempt("make the socket non-blocking")?;
     let local = socket.local_addr().attempt("read the bound address")?;
@@ -51,17 +52,27 @@ fn main() -> Result<()> {
             echo.stop();
         }
 
+        send_queued(&mut echo, &socket)?;
         // Receive whatever the event was: POLLERR is an error that a receive takes from the socket.
-        if let Some(slot) = echo.vacant() {
+        for _ in 0..drain_limit {
+            let Some(slot) = echo.vacant() else { break };
             let result = socket.recv_from(slot);
-            echo.received(result)?;
-        }
-        while let Some((datagram, peer)) = echo.front() {
-            let result = socket.send_to(datagram, peer);
-            if echo.sent(result)? == Progress::WouldBlock {
+            if echo.received(result)? == Progress::WouldBlock {
                 break;
             }
+            send_queued(&mut echo, &socket)?;
         }
     }
     echo.finish(&socket)
+}
+
+#[cfg(any(target_os = "linux", target_os = "freebsd"))]
+fn send_queued(echo: &mut Echo, socket: &UdpSocket) -> Result<()> {
+    while let Some((datagram, peer)) = echo.front() {
+        let result = socket.send_to(datagram, peer);
+        if echo.sent(result)? == Progress::WouldBlock {
+            break;
+        }
+    }
+    Ok(())
 }

@@ -4,7 +4,7 @@
 //! Second terminal: nc -u 127.0.0.1 2000
 //! In the trace:    pselect6, recvfrom, sendto for each echo. The write set is empty unless a send would have blocked,
 //!                  and both sets are built anew for each wait: that is the interface.
-//! Left out:        draining. A wait for each datagram is simple, and a third system call for each.
+//! Left out:        draining, unless --drain-limit says so: a wait for each datagram is simple, and a third call for each.
 //! Oldest system:   POSIX.1-2001, for pselect: its signal mask closes the window between a check and the wait.
 
 #[cfg(not(unix))]
@@ -18,12 +18,13 @@ use {
     nix::errno::Errno,
     nix::sys::select::{FD_SETSIZE, FdSet, pselect},
     nix::sys::time::TimeSpec,
+    std::net::UdpSocket,
     std::os::fd::{AsFd, AsRawFd},
 };
 
 #[cfg(unix)]
 fn main() -> Result<()> {
-    let (args, idle) = cli::parse_with_idle(env!("CARGO_BIN_NAME"));
+    let (args, idle, drain_limit) = cli::parse_with_drain(env!("CARGO_BIN_NAME"));
     let socket = net::bind(&args)?;
     let idle = net::idle(idle)?;
     let highest = idle.last().unwrap_or(&socket).as_raw_fd().max(socket.as_raw_fd());
@@ -62,18 +63,27 @@ fn main() -> Result<()> {
             echo.stop();
         }
 
-        if read.contains(socket.as_fd()) {
-            if let Some(slot) = echo.vacant() {
-                let result = socket.recv_from(slot);
-                echo.received(result)?;
-            }
-        }
-        while let Some((datagram, peer)) = echo.front() {
-            let result = socket.send_to(datagram, peer);
-            if echo.sent(result)? == Progress::WouldBlock {
+        send_queued(&mut echo, &socket)?;
+        let turns = if read.contains(socket.as_fd()) { drain_limit } else { 0 };
+        for _ in 0..turns {
+            let Some(slot) = echo.vacant() else { break };
+            let result = socket.recv_from(slot);
+            if echo.received(result)? == Progress::WouldBlock {
                 break;
             }
+            send_queued(&mut echo, &socket)?;
         }
     }
     echo.finish(&socket)
+}
+
+#[cfg(unix)]
+fn send_queued(echo: &mut Echo, socket: &UdpSocket) -> Result<()> {
+    while let Some((datagram, peer)) = echo.front() {
+        let result = socket.send_to(datagram, peer);
+        if echo.sent(result)? == Progress::WouldBlock {
+            break;
+        }
+    }
+    Ok(())
 }

@@ -18,7 +18,11 @@ pub fn checks(row: &Row) -> Vec<Check> {
         checks.push(check("asks_for_writability_only_while_blocked", Needs::Calls, writability));
     }
     match row.name {
-        "echo-select" => checks.push(check("descriptor_beyond_fd_setsize", Needs::Nothing, fd_setsize)),
+        "echo-select" => checks.extend([
+            check("descriptor_beyond_fd_setsize", Needs::Nothing, fd_setsize),
+            check("drains_up_to_its_limit", Needs::Strace, drains_up_to_its_limit),
+        ]),
+        "echo-poll" => checks.push(check("drains_up_to_its_limit", Needs::Strace, drains_up_to_its_limit)),
         "echo-epoll-edge" | "echo-mio-edge" => checks.push(check("drains_before_each_wait", Needs::Strace, drains)),
         "echo-tokio" | "echo-tokio-mpsc" => {
             checks.push(check("receives_while_a_send_is_blocked", Needs::Strace, receives_while_blocked))
@@ -123,8 +127,8 @@ fn fd_setsize(row: &Row) {
 }
 
 /// A burst as large as the kernel's buffer takes, while the server is stopped.
-fn burst(row: &Row, size: u32) -> Vec<String> {
-    let server = Server::strace(row, &[], &[]);
+fn burst(row: &Row, size: u32, flags: &[&str]) -> Vec<String> {
+    let server = Server::strace(row, &[], flags);
     let client = server.client();
     client.echo_numbers(0..1);
     server.echo_burst(&client, size);
@@ -133,7 +137,7 @@ fn burst(row: &Row, size: u32) -> Vec<String> {
 }
 
 fn drains(row: &Row) {
-    let calls = burst(row, 100);
+    let calls = burst(row, 100, &[]);
     let mut last_receive_failed = true;
     for call in &calls {
         if is(call, "recvfrom") {
@@ -146,6 +150,17 @@ fn drains(row: &Row) {
     }
     let waits = calls.iter().filter(|call| is(call, "epoll_wait")).count();
     assert!(waits < 10, "{waits} waits for one burst");
+}
+
+/// One wait for each datagram, or for as many as the limit allows.
+fn drains_up_to_its_limit(row: &Row) {
+    let wait = row.calls.and_then(|calls| calls.wait).expect("it waits");
+    for (limit, waits) in [("1", 60..=64), ("20", 3..=7), ("100", 1..=4)] {
+        let calls = burst(row, 60, &["--drain-limit", limit]);
+        let counted = calls.iter().filter(|call| is(call, wait)).count();
+        // Beside those of the burst: that of the echo before it, and the one that the signal ends.
+        assert!(waits.contains(&counted), "--drain-limit {limit}: {counted} waits");
+    }
 }
 
 /// All datagrams of one sender go to one thread; those of 64 senders to more than one.
@@ -188,7 +203,7 @@ fn modes(row: &Row) {
 }
 
 fn stops_early(row: &Row) {
-    let calls = burst(row, 60);
+    let calls = burst(row, 60, &[]);
     let turns = calls.iter().filter(|call| is(call, "epoll_wait") && call.contains(", 0) = 0")).count();
     assert!(turns >= 3, "{turns} waits without a time limit of 0: {calls:#?}");
 }
