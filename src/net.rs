@@ -83,6 +83,20 @@ pub fn idle(count: u16) -> Result<Vec<UdpSocket>> {
     (1..=count).map(socket).collect()
 }
 
+/// Bytes that can be sent on `socket` before it would block: SIOCOUTQ says what is still on its way out (udp(7)). A
+/// datagram takes more than its length, but less than twice that and 2048 bytes.
+#[cfg(all(target_os = "linux", feature = "uring"))]
+pub fn send_room(socket: &UdpSocket) -> std::io::Result<usize> {
+    use std::os::fd::AsRawFd;
+    let limit = SockRef::from(socket).send_buffer_size()?;
+    let mut queued: libc::c_int = 0;
+    // SAFETY: SIOCOUTQ, which is TIOCOUTQ, writes one integer.
+    match unsafe { libc::ioctl(socket.as_raw_fd(), libc::TIOCOUTQ, &mut queued) } {
+        0 => Ok(limit.saturating_sub(queued as usize)),
+        _ => Err(std::io::Error::last_os_error()),
+    }
+}
+
 /// Datagrams dropped since `socket` was opened, because its receive buffer was full: SO_MEMINFO (Linux 4.12),
 /// the figure in the last column of /proc/net/udp. `None` on other systems.
 #[cfg(target_os = "linux")]

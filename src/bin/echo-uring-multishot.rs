@@ -39,15 +39,13 @@ struct Flags {
     buffers: u16,
 }
 
-/// The user data of completions.
+/// The user data of completions: these, or the number of the buffer that is sent.
 #[cfg(target_os = "linux")]
-const RECEIVE: u64 = 1;
+const RECEIVE: u64 = u64::MAX;
 #[cfg(target_os = "linux")]
-const SEND: u64 = 2;
+const SIGNAL: u64 = u64::MAX - 1;
 #[cfg(target_os = "linux")]
-const SIGNAL: u64 = 3;
-#[cfg(target_os = "linux")]
-const CANCEL: u64 = 4;
+const CANCEL: u64 = u64::MAX - 2;
 
 /// The server's socket, the first of the registered files: the kernel need not look it up for each operation.
 #[cfg(target_os = "linux")]
@@ -79,8 +77,8 @@ fn main() -> Result<()> {
     unsafe { ring::push(&mut ring, &poll) }?;
     // What is to be sent, oldest first, and how many of those in front are under way.
     let (mut waiting, mut sending) = (VecDeque::with_capacity(count.into()), 0);
-    // Whether the receive is under way, the send is one that does not tell of success, the socket has no room.
-    let (mut receiving, mut silent, mut full) = (false, false, false);
+    // Whether the receive is under way; whether the send waits for room; bytes that the socket has room for, for sure.
+    let (mut receiving, mut full, mut room) = (false, false, 0);
     report::listening(local)?;
 
     while !ledger.is_done((waiting.is_empty() || ledger.to_come() == 0) && !(receiving && ledger.timeout().is_some())) {
@@ -90,32 +88,39 @@ fn main() -> Result<()> {
             unsafe { ring::push(&mut ring, &receive) }?;
         }
         if sending == 0 && !waiting.is_empty() {
-            sending = if full { 1 } else { waiting.len().min(usize::try_from(ledger.to_come()).unwrap_or(usize::MAX)) };
-            // A single one is over when the call that submits it returns, and nothing is to be done then.
-            silent = sending == 1 && !full && ledger.to_come() > 1 && ledger.timeout().is_none();
-            for (at, (id, len, name)) in waiting.iter().take(sending).enumerate() {
+            let to_come = usize::try_from(ledger.to_come()).unwrap_or(usize::MAX);
+            let cost = |(_, len, _): &(u16, usize, usize)| 2 * len + 2048;
+            let total = waiting.iter().map(cost).sum::<usize>();
+            if room < total && waiting.len() > 1 {
+                room = net::send_room(&socket).attempt("ask for the room in the send buffer")?;
+            }
+            // As many as there is room for: one that found none would be overtaken by the next. That one is tried alone.
+            let mut left = room;
+            let fits = waiting.iter().take_while(|datagram| {
+                let fits = cost(datagram) <= left;
+                left = left.saturating_sub(cost(datagram));
+                fits && !full
+            });
+            sending = fits.count().min(to_come).max(1);
+            // Nothing is to be done once they have succeeded: that is not worth their completions.
+            let last = sending == waiting.len() && sending < to_come && receiving && ledger.timeout().is_none();
+            let silent = last && !full;
+            for datagram @ (id, len, name) in waiting.iter().take(sending) {
+                room = room.saturating_sub(cost(datagram));
                 let (_, name_and_bytes) = buffers.bytes(*id).split_at(LENGTHS);
                 let (peer, bytes) = name_and_bytes.split_at(NAME);
                 let send = opcode::Send::new(SOCKET, bytes.as_ptr(), *len as u32);
                 let send = send.dest_addr(peer.as_ptr().cast()).dest_addr_len(*name as u32);
-                // Each begins when the one before it is over, and one that fails cancels those behind it, which are sent
-                // again: none overtakes another. One that found no room waits for it, alone.
-                let flags = match (silent, at + 1 < sending) {
-                    (true, _) => squeue::Flags::SKIP_SUCCESS,
-                    (_, true) => squeue::Flags::IO_LINK,
-                    _ => squeue::Flags::empty(),
-                };
                 let send = if full { send } else { send.flags(libc::MSG_DONTWAIT) };
+                let flags = if silent { squeue::Flags::SKIP_SUCCESS } else { squeue::Flags::empty() };
                 // SAFETY: the buffer, with datagram and address, is given back only when the send is over.
-                unsafe { ring::push(&mut ring, &send.build().flags(flags).user_data(SEND)) }?;
+                unsafe { ring::push(&mut ring, &send.build().flags(flags).user_data((*id).into())) }?;
             }
         }
-        // Those that do not wait for room, and tell of their success, will all complete now.
-        let prompt = if full || silent { 0 } else { sending };
         ledger.report.waits += 1;
         let timeout = ledger.timeout().map(Timespec::from);
         let limit = timeout.as_ref().map_or(SubmitArgs::new(), |timeout| SubmitArgs::new().timespec(timeout));
-        ring::entered(ring.submitter().submit_with_args(prompt.max(1), &limit))?;
+        ring::entered(ring.submitter().submit_with_args(1, &limit))?;
 
         // Whether all that was queued has been submitted, and all that has completed can be seen below.
         let settled = ring.submission().is_empty() && !ring.submission().cq_overflow();
@@ -127,6 +132,7 @@ fn main() -> Result<()> {
                     stopped = true;
                     ledger.stop();
                 }
+                CANCEL => {}
                 RECEIVE => {
                     receiving = cqueue::more(completion.flags());
                     let Some(id) = cqueue::buffer_select(completion.flags()) else {
@@ -146,25 +152,26 @@ fn main() -> Result<()> {
                         buffers.give_back(id);
                     }
                 }
-                SEND => {
-                    (sending, silent) = (sending - 1, false);
-                    if result != -libc::ECANCELED {
-                        let sent = ledger.sent(ring::outcome(result))?;
-                        full = sent == Sent::WouldBlock;
-                        if let (Sent::Over, Some((id, ..))) = (sent, waiting.front()) {
-                            buffers.give_back(*id);
-                            waiting.pop_front();
-                        }
+                id => {
+                    let under_way = waiting.iter().take(sending).position(|(own, ..)| u64::from(*own) == id);
+                    let Some(datagram) = under_way.and_then(|at| waiting.remove(at)) else { continue };
+                    sending -= 1;
+                    let sent = ledger.sent(ring::outcome(result))?;
+                    full = sent == Sent::WouldBlock;
+                    match sent {
+                        Sent::Over => buffers.give_back(datagram.0),
+                        _ => waiting.insert(sending, datagram),
                     }
                 }
-                _ => {}
             }
         }
-        if silent && settled {
-            // Its failure would have been among the completions.
-            (sending, silent) = (0, false);
-            ledger.sent(Ok(0))?;
-            waiting.pop_front().into_iter().for_each(|(id, ..)| buffers.give_back(id));
+        if settled && !full {
+            // These did not wait, and their failure would have been among the completions.
+            for (id, ..) in waiting.drain(..sending) {
+                ledger.sent(Ok(0))?;
+                buffers.give_back(id);
+            }
+            sending = 0;
         }
         buffers.refill();
         if stopped && receiving {

@@ -1,7 +1,7 @@
 //! Servers over io_uring when things go wrong: no ring to be had, a call into it that fails, and errors of the network,
 //! which are real, since those of a ring's operations cannot be injected.
 
-use crate::server::{Client, PATIENCE, Server, bin, number};
+use crate::server::{Client, PATIENCE, Server, bin, number, summary};
 use crate::tcp::{Peer, connect_all, content};
 use crate::{Check, Needs, Run, check};
 use echo_lab::catalog::{Kind, Row};
@@ -9,7 +9,7 @@ use std::net::{SocketAddr, UdpSocket};
 use std::process::{Command, Stdio};
 use std::sync::LazyLock;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 pub fn checks(row: &Row) -> Vec<Check> {
     let mut checks = Vec::new();
@@ -38,7 +38,9 @@ pub fn checks(row: &Row) -> Vec<Check> {
         _ => &[
             ("no_route_to_a_sender", Needs::Namespace, |row| namespaced(|| no_route(row))),
             ("sends_that_would_block", Needs::Namespace, |row| namespaced(|| sends_that_would_block(row))),
+            ("sigterm_while_sends_would_block", Needs::Namespace, |row| namespaced(|| sigterm_while_blocked(row))),
             ("burst_beyond_the_buffers", Needs::Nothing, burst_beyond_the_buffers),
+            ("count_within_a_burst", Needs::Nothing, count_within_a_burst),
         ],
     };
     checks.extend(table.iter().map(|(name, needs, run)| check(*name, *needs, run)));
@@ -211,4 +213,31 @@ fn burst_beyond_the_buffers(row: &Row) {
     (0..5).for_each(|_| server.echo_burst(&client, 300));
     let (summary, _) = server.stop();
     assert_eq!(number(&summary["echoed"]), 1500, "{summary}");
+}
+
+/// What waits in the kernel must not keep a server from ending, and is accounted for.
+fn sigterm_while_blocked(row: &Row) {
+    let server = Server::start(row, &["--recv-buffer", "212992"]);
+    let client = server.client();
+    client.echo_numbers(0..1);
+    server.signal(libc::SIGSTOP);
+    (0..150).for_each(|_| client.send(&[7; 1000]));
+    shell("tc qdisc add dev lo root tbf rate 20kbit burst 3000 limit 1000000");
+    server.signal(libc::SIGCONT);
+    thread::sleep(Duration::from_millis(200));
+    let start = Instant::now();
+    let (summary, _) = server.stop();
+    assert!(start.elapsed() < Duration::from_secs(3), "took {:?}", start.elapsed());
+    assert!(number(&summary["unsent"]) > 0, "{summary}");
+}
+
+/// As many echoes as asked for, although more has been received.
+fn count_within_a_burst(row: &Row) {
+    let server = Server::start(row, &["--count", "7"]);
+    let client = server.client();
+    server.signal(libc::SIGSTOP);
+    (0..30u32).for_each(|number| client.send(&number.to_be_bytes()));
+    server.signal(libc::SIGCONT);
+    (0..7u32).for_each(|number| assert_eq!(client.recv(), number.to_be_bytes()));
+    assert_eq!(number(&summary(&server.wait())["echoed"]), 7);
 }
