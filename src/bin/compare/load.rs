@@ -11,8 +11,9 @@ use std::time::{Duration, Instant};
 
 /// Sequence number and slice number.
 const HEADER: usize = 12;
-/// After so long without an answer the outstanding datagrams count as lost.
+/// After so long without an answer the outstanding datagrams count as lost. TCP loses none: there something is wrong.
 const LOST_AFTER: Duration = Duration::from_millis(250);
+const TCP_LOST_AFTER: Duration = Duration::from_secs(5);
 
 /// The shape of a load.
 #[derive(Clone, Debug)]
@@ -179,7 +180,7 @@ impl Load {
             }
             if got {
                 progress = Instant::now();
-            } else if progress.elapsed() > LOST_AFTER {
+            } else if progress.elapsed() > if self.ready.is_some() { TCP_LOST_AFTER } else { LOST_AFTER } {
                 tally.lost += self.flows.iter_mut().map(Flow::give_up).sum::<u64>();
                 (outstanding, progress) = (0, Instant::now());
             }
