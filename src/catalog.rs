@@ -66,6 +66,8 @@ pub enum Allocations {
     None,
     /// Something for each time that it waits: its library does.
     PerWait,
+    /// At most so many times for each datagram: its library does.
+    PerEcho(u64),
 }
 
 /// One binary.
@@ -285,6 +287,18 @@ pub const ROWS: &[Row] = &[
             0,
             "What if the network driver sends the datagram back?",
         )
+    },
+    Row {
+        allocations: Allocations::PerEcho(3),
+        ..ringing(udp(
+            "echo-compio",
+            &["compio"],
+            cfg!(feature = "compio"),
+            Systems::Linux,
+            None,
+            2,
+            "What does a runtime add to io_uring?",
+        ))
     },
     tcp(
         "echo-tcp-threads",

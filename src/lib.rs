@@ -81,6 +81,19 @@ impl<T, E: fmt::Display> Attempt<T> for std::result::Result<T, E> {
     }
 }
 
+/// For a server that gets no io_uring: what `error` asks for.
+#[cfg(target_os = "linux")]
+pub fn no_ring(error: std::io::Error) -> Error {
+    let advice = match error.raw_os_error() {
+        Some(libc::ENOSYS) => "it needs Linux 6.1 or later, built with CONFIG_IO_URING",
+        Some(libc::EPERM) => "try sysctl kernel.io_uring_disabled=0, or a container that allows io_uring_setup",
+        Some(libc::ENOMEM) => "try a higher ulimit -l",
+        Some(libc::EINVAL) => "it needs Linux 6.1 or later, for DEFER_TASKRUN",
+        _ => "another server of this collection needs no ring",
+    };
+    Error(format!("io_uring cannot be set up: {error}; {advice}"))
+}
+
 /// The whole of an example on a system that lacks its interface.
 pub fn unsupported(bin: &str, needs: &str) -> Result<()> {
     let portable = if bin.starts_with("echo-tcp-") { "echo-tcp-mio" } else { "echo-mio-edge" };

@@ -1,7 +1,7 @@
 //! For io_uring: a ring that is set up or says in a sentence why not, what a completion says, and buffers that the kernel
 //! picks from. The operations, and the call that enters the kernel, are the example's.
 
-use crate::{Attempt, Error, Result};
+use crate::{Attempt, Result, no_ring};
 use io_uring::types::{BufRingEntry, CancelBuilder};
 use io_uring::{IoUring, squeue};
 use slab::Slab;
@@ -14,16 +14,7 @@ use std::sync::atomic::{AtomicU16, Ordering};
 pub fn open(entries: u32) -> Result<IoUring> {
     let mut builder = IoUring::builder();
     builder.dontfork().setup_single_issuer().setup_defer_taskrun().setup_submit_all().setup_cqsize(8 * entries);
-    builder.build(entries).map_err(|error| {
-        let advice = match error.raw_os_error() {
-            Some(libc::ENOSYS) => "it needs Linux 6.1 or later, built with CONFIG_IO_URING",
-            Some(libc::EPERM) => "try sysctl kernel.io_uring_disabled=0, or a container that allows io_uring_setup",
-            Some(libc::ENOMEM) => "try a higher ulimit -l",
-            Some(libc::EINVAL) => "it needs Linux 6.1 or later, for DEFER_TASKRUN",
-            _ => "another server of this collection needs no ring",
-        };
-        Error::new(format!("io_uring cannot be set up: {error}; {advice}"))
-    })
+    builder.build(entries).map_err(no_ring)
 }
 
 /// Queues `entry`; if there is no room, submits what is queued first.

@@ -16,6 +16,7 @@ fn run(row: &Row) {
     let allowed = match row.allocations {
         Allocations::None => 0,
         Allocations::PerWait => waits,
+        Allocations::PerEcho(each) => 99_000 * each,
     };
     // A runtime's own lists may grow once when the load is long enough to need them.
     assert!(many <= few + 2 + allowed, "{few} allocations for 1 000 echoes, {many} for 100 000; {waits} waits");

@@ -4,7 +4,7 @@
 use crate::server::{Client, PATIENCE, Server, bin, number, summary};
 use crate::tcp::{Peer, connect_all, content};
 use crate::{Check, Needs, Run, check};
-use echo_lab::catalog::{Kind, Row};
+use echo_lab::catalog::{Allocations, Kind, Row};
 use std::net::{SocketAddr, UdpSocket};
 use std::process::{Command, Stdio};
 use std::sync::LazyLock;
@@ -202,7 +202,9 @@ fn sends_that_would_block(row: &Row) {
     }
     let (summary, _) = server.stop();
     assert_eq!(number(&summary["echoed"]), u64::from(1 + 3 * BURST), "{summary}");
-    assert!(number(&summary["would_block"]["send"]) > 0, "no send found the buffer full: {summary}");
+    // The sends of a runtime wait in the kernel, which does not tell.
+    let tells = row.allocations == Allocations::None;
+    assert!(!tells || number(&summary["would_block"]["send"]) > 0, "no send found the buffer full: {summary}");
 }
 
 /// More at once than the ring has buffers for.
