@@ -202,6 +202,8 @@ fn splice(row: &Row) {
     let (status, stdout, stderr) = run(row.name, &["--splice", path]);
     assert_eq!((status, stdout.as_str()), (Some(1), ""));
     assert!(stderr.contains("cannot find <!-- compare --> and <!-- end of compare --> in "), "{stderr}");
+    let (_, _, stderr) = run(row.name, &["--tcp", "--splice", path]);
+    assert!(stderr.contains("cannot find <!-- compare --tcp --> and <!-- end of compare --> in "), "{stderr}");
     fs::write(&file, "before\n<!-- compare -->\nold\n<!-- end of compare -->\nafter\n").unwrap();
     let (status, stdout, _, _) = quick(&["echo-blocking", "--splice", path]);
     assert_eq!(status, Some(0));

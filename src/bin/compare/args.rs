@@ -106,7 +106,8 @@ pub struct Args {
     #[arg(long, value_name = "FILE")]
     pub export_html: Option<PathBuf>,
 
-    /// Put the table and this command between the markers `<!-- compare -->` and `<!-- end of compare -->`
+    /// Put the table and this command between the markers `<!-- compare -->` (`<!-- compare --tcp -->`) and
+    /// `<!-- end of compare -->`
     #[arg(long, value_name = "FILE")]
     pub splice: Option<PathBuf>,
 

@@ -31,7 +31,7 @@ pub fn all(args: &Args, results: &Results, tallies: &[(String, Tally)]) -> Resul
             write(&folder.join(format!("{name}.uncorrected.hgrm")), hdr(&tally.latency))?;
         }
     }
-    args.splice.iter().try_for_each(|path| splice(path, Some(results)))
+    args.splice.iter().try_for_each(|path| splice(path, args.tcp, Some(results)))
 }
 
 fn write(path: &Path, text: impl AsRef<[u8]>) -> Result<()> {
@@ -115,14 +115,15 @@ fn hdr(histogram: &Histogram<u64>) -> String {
     text
 }
 
-const BEGIN: &str = "<!-- compare -->\n";
 const END: &str = "<!-- end of compare -->";
 
-/// Puts the table between the markers of `path`; without results, only looks whether they are there.
-pub fn splice(path: &Path, results: Option<&Results>) -> Result<()> {
+/// Puts the table between the markers of `path`, those for `tcp` or those for UDP; without results, only looks whether
+/// they are there.
+pub fn splice(path: &Path, tcp: bool, results: Option<&Results>) -> Result<()> {
+    let begin = if tcp { "<!-- compare --tcp -->\n" } else { "<!-- compare -->\n" };
     let text = fs::read_to_string(path).attempt(format_args!("read {}", path.display()))?;
-    let parts = text.split_once(BEGIN).and_then(|(before, rest)| Some((before, rest.split_once(END)?.1)));
-    let missing = || Error::new(format!("cannot find {} and {END} in {}", BEGIN.trim_end(), path.display()));
+    let parts = text.split_once(begin).and_then(|(before, rest)| Some((before, rest.split_once(END)?.1)));
+    let missing = || Error::new(format!("cannot find {} and {END} in {}", begin.trim_end(), path.display()));
     let (before, after) = parts.ok_or_else(missing)?;
     let Some(results) = results else { return Ok(()) };
     let environment = &results.environment;
@@ -135,5 +136,5 @@ pub fn splice(path: &Path, results: Option<&Results>) -> Result<()> {
         environment.cores,
         environment.date
     );
-    write(path, format!("{before}{BEGIN}{block}{END}{after}"))
+    write(path, format!("{before}{begin}{block}{END}{after}"))
 }

@@ -38,7 +38,7 @@ pub fn main() -> Result<ExitCode> {
             return Ok(ExitCode::from(2));
         }
     };
-    args.splice.iter().try_for_each(|path| export::splice(path, None))?;
+    args.splice.iter().try_for_each(|path| export::splice(path, args.tcp, None))?;
     // SAFETY: the action does nothing.
     unsafe { stop::on_signal(|| ()) }?;
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
