@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicU16, Ordering};
 /// only there the kernel works for it (DEFER_TASKRUN): an operation that had to wait goes on inside the program's own wait.
 pub fn open(entries: u32) -> Result<IoUring> {
     let mut builder = IoUring::builder();
-    builder.dontfork().setup_single_issuer().setup_defer_taskrun().setup_submit_all().setup_cqsize(8 * entries);
+    builder.setup_single_issuer().setup_defer_taskrun().setup_submit_all().setup_cqsize(8 * entries);
     builder.build(entries).map_err(no_ring)
 }
 
@@ -167,8 +167,8 @@ mod tests {
         (server, client)
     }
 
-    /// Why no server here keeps many receives waiting at one socket: each datagram wakes them all, and one that was woken
-    /// in vain APOLL_MAX_RETRY times (io_uring/poll.c) goes to a thread of the kernel's.
+    /// Why no server here keeps many receives waiting at one socket: each datagram wakes them all, and one that is woken
+    /// in vain too often (APOLL_MAX_RETRY in io_uring/poll.c) goes to a thread of the kernel's.
     #[test]
     fn of_many_receives_that_wait_some_end_up_in_a_thread_of_the_kernel() {
         let (server, client) = pair();

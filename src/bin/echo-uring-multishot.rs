@@ -4,7 +4,8 @@
 //! Run:             cargo run --bin echo-uring-multishot --features uring
 //! Second terminal: nc -u 127.0.0.1 2000
 //! In the trace:    io_uring_enter, once for an echo: it submits the send and waits for the next datagram. Under load it
-//!                  submits many sends, and brings as many datagrams.
+//!                  submits many sends, and brings as many datagrams. No completion tells of a send that succeeded: it
+//!                  does not wait (MSG_DONTWAIT), so it is over when the call returns. One that found no room waits alone.
 //! Left out:        a kernel thread that polls (SQPOLL): it takes a core. `--buffers` takes the place of `--queue`.
 //! Oldest system:   Linux 6.1, for DEFER_TASKRUN.
 

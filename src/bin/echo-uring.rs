@@ -5,9 +5,9 @@
 //! Second terminal: nc -u 127.0.0.1 2000
 //! In the trace:    io_uring_enter, twice for an echo: one submits its send and the next receive, and waits for the send;
 //!                  the other waits for the receive. Under load one call carries up to `--depth` of both.
-//! Left out:        many receives that wait at once: each datagram would wake them all, and one that was woken in vain
-//!                  127 times is given to a thread of the kernel's, where it loses its turn. So one receive waits, and
-//!                  others only take what is there already. `--depth` takes the place of `--queue`.
+//! Left out:        many receives that wait at once: each datagram would wake them all, and one that is woken in vain too
+//!                  often (APOLL_MAX_RETRY) goes to a thread of the kernel's, where it loses its turn. So one receive
+//!                  waits, and others only take what is there already. `--depth` takes the place of `--queue`.
 //! Oldest system:   Linux 6.1, for DEFER_TASKRUN.
 
 #[cfg(not(target_os = "linux"))]
@@ -88,9 +88,10 @@ fn main() -> Result<()> {
                 let send = opcode::Send::new(fd, bytes.as_ptr(), *len as u32);
                 let send = send.dest_addr((&raw const *name).cast()).dest_addr_len(header.msg_namelen);
                 let flags = if at + 1 < sending { squeue::Flags::IO_LINK } else { squeue::Flags::empty() };
-                queue(match full {
-                    true => send.build().user_data(slot | SEND | WAITS),
-                    false => send.flags(libc::MSG_DONTWAIT).build().user_data(slot | SEND).flags(flags),
+                queue(if full {
+                    send.build().user_data(slot | SEND | WAITS)
+                } else {
+                    send.flags(libc::MSG_DONTWAIT).build().flags(flags).user_data(slot | SEND)
                 })?;
             }
         }
