@@ -1,7 +1,7 @@
 //! Servers over io_uring when things go wrong: no ring to be had, a call into it that fails, and errors of the network,
 //! which are real, since those of a ring's operations cannot be injected.
 
-use crate::server::{Client, PATIENCE, Server, bin, number, summary};
+use crate::server::{Client, PATIENCE, Server, bin, number, run, summary};
 use crate::tcp::{Peer, connect_all, content};
 use crate::{Check, Needs, Run, check};
 use echo_lab::catalog::{Allocations, Kind, Row};
@@ -41,6 +41,7 @@ pub fn checks(row: &Row) -> Vec<Check> {
             ("sigterm_while_sends_would_block", Needs::Namespace, |row| namespaced(|| sigterm_while_blocked(row))),
             ("burst_beyond_the_buffers", Needs::Nothing, burst_beyond_the_buffers),
             ("count_within_a_burst", Needs::Nothing, count_within_a_burst),
+            ("smallest_and_largest_memory", Needs::Nothing, memory),
         ],
     };
     checks.extend(table.iter().map(|(name, needs, run)| check(*name, *needs, run)));
@@ -242,4 +243,20 @@ fn count_within_a_burst(row: &Row) {
     server.signal(libc::SIGCONT);
     (0..7u32).for_each(|number| assert_eq!(client.recv(), number.to_be_bytes()));
     assert_eq!(number(&summary(&server.wait())["echoed"]), 7);
+}
+
+/// With memory for one datagram, and for as many as the flag allows.
+fn memory(row: &Row) {
+    let (flag, most) = if row.name == "echo-uring" { ("--depth", 1024) } else { ("--buffers", 4096) };
+    for count in [1, 2, 3, most] {
+        let server = Server::start(row, &[flag, &count.to_string()]);
+        let client = server.client();
+        client.echo_numbers(0..20);
+        (0..5).for_each(|_| server.echo_burst(&client, 30));
+        server.stop();
+    }
+    for count in [0, most + 1] {
+        let (status, _, stderr) = run(row.name, &[flag, &count.to_string()]);
+        assert!(status == Some(2) && stderr.starts_with("error: invalid value"), "{stderr}");
+    }
 }
