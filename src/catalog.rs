@@ -248,6 +248,19 @@ pub const ROWS: &[Row] = &[
             "What if one call, and one way through the network stack, carries 64 datagrams?",
         ),
     ),
+    calling(
+        "recvmmsg",
+        "sendmsg",
+        udp(
+            "echo-quinn-udp",
+            &["quinn-udp"],
+            cfg!(feature = "quinn-udp"),
+            Systems::Linux,
+            None,
+            2,
+            "What does a QUIC stack's crate for offloads do to a socket?",
+        ),
+    ),
     udp(
         "echo-reuseport",
         &["reuseport"],

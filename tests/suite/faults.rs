@@ -73,8 +73,11 @@ pub fn checks(row: &Row) -> Vec<Check> {
             // Without a wait of its own, the receive waits: that fault is in the table already.
             Call::Wait => ("wait", calls.wait.unwrap_or(calls.recv)),
         };
+        // quinn-udp takes this error for an old kernel's, and sends again without its control messages.
+        let sends_again = row.name == "echo-quinn-udp" && fault.error == "EINVAL";
+        let fault = if sends_again { Fault { lost: 0, counter: None, ..*fault } } else { *fault };
         let name = format!("{name}_fails_with_{}_at_{}", fault.error, fault.when);
-        checks.push(check(name, Needs::Calls, move |row| injected(row, fault, call)));
+        checks.push(check(name, Needs::Calls, move |row| injected(row, &fault, call)));
     }
     checks
 }

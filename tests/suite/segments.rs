@@ -7,7 +7,7 @@ use std::os::fd::AsRawFd;
 
 pub fn checks(row: &Row) -> Vec<Check> {
     let mut checks = vec![check("segments_keep_their_boundaries", Needs::Nothing, boundaries)];
-    if row.name == "echo-gso" {
+    if ["echo-gso", "echo-quinn-udp"].contains(&row.name) {
         checks.push(check("sends_one_by_one_if_refused", Needs::Strace, refused));
         checks.push(check("a_piece_that_cannot_be_sent_is_counted", Needs::Strace, lost));
     }
@@ -61,8 +61,13 @@ fn boundaries(row: &Row) {
     assert_eq!(number(&summary["echoed"]), 2 * (10 + 10 + 64 + 46 + 64 + 7 + 1 + 2) + 16, "{summary}");
 }
 
+/// The first send fails.
+fn inject(row: &Row, error: &str) -> String {
+    format!("inject={}:error={error}:when=1", row.calls.expect("a server has calls").send)
+}
+
 fn refused(row: &Row) {
-    let server = Server::strace(row, &["-e", "inject=sendto:error=EIO:when=1"], &[]);
+    let server = Server::strace(row, &["-e", &inject(row, "EIO")], &[]);
     let client = server.client();
     for _ in 0..2 {
         for datagram in send_piece(&client, 50, 8, 20) {
@@ -75,7 +80,7 @@ fn refused(row: &Row) {
 }
 
 fn lost(row: &Row) {
-    let server = Server::strace(row, &["-e", "inject=sendto:error=ENOBUFS:when=1"], &[]);
+    let server = Server::strace(row, &["-e", &inject(row, "ENOBUFS")], &[]);
     let client = server.client();
     send_piece(&client, 50, 8, 20);
     server.client().echo_numbers(0..3);
