@@ -7,7 +7,7 @@ use crate::{Check, Needs, Run, check};
 use echo_lab::catalog::Row;
 use socket2::{Domain, Protocol, Socket, Type};
 use std::fs::File;
-use std::io::{self, ErrorKind};
+use std::io::{self, ErrorKind, Read};
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::os::fd::AsRawFd;
 use std::os::unix::process::CommandExt;
@@ -337,8 +337,7 @@ fn checksums(pair: &Pair) {
     let (socket, listener) = (client(server.addr), raw(libc::IPPROTO_UDP));
     let next = || {
         let mut packet = [0; 2048];
-        // SAFETY: so many bytes of `packet` are initialised.
-        let len = listener.recv(unsafe { &mut *(&raw mut packet[..] as *mut [std::mem::MaybeUninit<u8>]) }).unwrap();
+        let len = (&listener).read(&mut packet).unwrap();
         packet[..len].to_vec()
     };
     for len in (0..70).chain([500, 1471, 1472]) {
@@ -347,11 +346,16 @@ fn checksums(pair: &Pair) {
         assert_eq!(packet.len(), 28 + len);
         assert_eq!(sum(&packet), 0xffff, "{len} bytes");
     }
-    // All bits set: a sum that is zero must not say that there is none.
+    // A checksum that comes out as 0, which would say that there is none, is all ones (RFC 768).
+    let here = Ipv4Addr::new(10, 177, 0, 2);
+    let port = socket.0.local_addr().unwrap().port();
+    let word = !sum(&datagram((here, port), server.addr, &[0; 2], Some(0)));
+    socket.echo(&word.to_be_bytes());
+    assert_eq!(next()[26..28], [0xff; 2]);
+
     let sender = raw(libc::IPPROTO_RAW);
-    let source = (Ipv4Addr::new(10, 177, 0, 2), 4000);
-    for (checksum, data) in [(None, &b"right"[..]), (None, &[0xff; 6]), (Some(0), b"none"), (Some(0x1234), b"wrong")] {
-        let sent = datagram(source, server.addr, data, checksum);
+    for (checksum, data) in [(None, &b"right"[..]), (Some(0), b"none"), (Some(0x1234), b"wrong")] {
+        let sent = datagram((here, 4000), server.addr, data, checksum);
         sender.send_to(&sent, &server.addr.into()).unwrap();
         let packet = next();
         assert_eq!((&packet[26..28], &packet[28..]), (&sent[26..28], data), "the checksum and the data as they came");

@@ -1,5 +1,5 @@
-//! The calls of bpf(2) that a program needs. No crate for these four: one that loads what clang made brings an ELF reader, and
-//! the structures are the kernel's own, which never change (linux/bpf.h).
+//! The three calls of bpf(2) that a program needs. No crate for them: those there are load what a compiler made. The structures
+//! are the beginnings of the kernel's own, which never change (linux/bpf.h).
 
 use crate::assembler::Instruction;
 use echo_lab::{Error, Result};
@@ -104,7 +104,7 @@ fn bpf<T>(command: i32, attributes: &T, what: &str) -> Result<OwnedFd> {
 
 fn sentence(what: &str, error: &io::Error) -> Error {
     let advice = match error.raw_os_error() {
-        Some(libc::EPERM | libc::EACCES) => "try as root, or with CAP_BPF and CAP_NET_ADMIN",
+        Some(libc::EPERM) => "try as root, or with CAP_BPF and CAP_NET_ADMIN",
         Some(libc::EOPNOTSUPP) => "its driver has no XDP; try a veth pair, as scripts/xdp makes it",
         Some(libc::EBUSY | libc::EEXIST) => "it has a program already; try ip link set dev NAME xdp off",
         Some(libc::ERANGE) => "try a smaller MTU: a frame has to fit into one page",

@@ -1,13 +1,14 @@
 //! UDP echo in the network driver: a program of the kernel's virtual machine exchanges the addresses in the frame and sends it
-//! back (XDP_TX), before the kernel has allocated anything for it. No socket and no process sees such a datagram: this is
-//! the limit. What the program leaves (fragments, IP options) goes the long way to a socket, and is echoed from there.
+//! back (XDP_TX), before the network stack knows of it. No socket and no process sees such a datagram: this is the limit.
+//! What the program leaves (fragments, IP options) goes the long way to a socket, and is echoed from there.
 //!
 //! Run:             cargo run --bin echo-xdp --features xdp -- --interface eth0 --bind 192.0.2.1:2000, as root; or
 //!                  scripts/xdp, which makes a veth pair between two network namespaces for it
 //! Second terminal: ip netns exec echo-lab-client nc -u 10.177.0.1 2000
 //! In the trace:    bpf(2): a map of counters, a program, a link to the interface. Then no call for any echo.
-//! Left out:        -v, --queue and --recv-buffer for what does not come to the socket. An answer's lifetime (TTL) is what is
-//!                  left of the datagram's. Echoed is what was given back to the driver: it does not say what it drops.
+//! Left out:        -v, --queue and --recv-buffer for what does not come to the socket. --count may be exceeded when datagrams
+//!                  come both ways. An answer's lifetime (TTL) is what is left of the datagram's. Echoed is what was given
+//!                  back to the driver, which does not say what it drops.
 //! Oldest system:   Linux 5.12, for an atomic addition with a result; a driver with XDP, as veth has, on both its ends.
 //!
 //! program.rs is the program, in the words of assembler.rs; kernel.rs makes the calls.
@@ -103,11 +104,9 @@ fn main() -> Result<()> {
         // Before the receive: the program passes on what is beyond `--count`.
         add(echo.report(), counters.read(), &mut seen, count);
 
-        if interest.contains(PollFlags::POLLIN) {
-            if let Some(slot) = echo.vacant() {
-                let result = socket.recv_from(slot);
-                echo.received(result)?;
-            }
+        if let Some(slot) = echo.vacant() {
+            let result = socket.recv_from(slot);
+            echo.received(result)?;
         }
         while let Some((datagram, peer)) = echo.front() {
             let result = socket.send_to(datagram, peer);
