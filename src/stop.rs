@@ -89,7 +89,17 @@ fn reachable(mut address: SocketAddr) -> SocketAddr {
     address
 }
 
-#[cfg(all(unix, any(feature = "select", feature = "poll", feature = "epoll", feature = "uring", feature = "xdp")))]
+#[cfg(all(
+    unix,
+    any(
+        feature = "select",
+        feature = "poll",
+        feature = "epoll",
+        feature = "uring",
+        feature = "compio",
+        feature = "xdp"
+    )
+))]
 fn signals() -> nix::sys::signal::SigSet {
     use nix::sys::signal::Signal;
     [Signal::SIGINT, Signal::SIGTERM].into_iter().collect()
@@ -126,7 +136,7 @@ impl InsideWait {
 }
 
 /// For epoll and io_uring: a descriptor that is readable when a signal came; see signalfd(2).
-#[cfg(all(target_os = "linux", any(feature = "epoll", feature = "uring")))]
+#[cfg(all(target_os = "linux", any(feature = "epoll", feature = "uring", feature = "compio")))]
 pub fn descriptor() -> Result<nix::sys::signalfd::SignalFd> {
     use nix::sys::signalfd::{SfdFlags, SignalFd};
     signals().thread_block().attempt("block signals")?;

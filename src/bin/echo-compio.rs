@@ -24,10 +24,12 @@ use {
     compio::driver::op::{RecvFromMultiResult, SendFlags, SendTo},
     compio::driver::{ProactorBuilder, SharedFd, ToSharedFd},
     compio::net::UdpSocket,
+    compio::runtime::fd::PollFd,
     compio::runtime::{RuntimeBuilder, Submit, submit},
     echo_lab::ledger::{Ledger, Received, Sent},
     echo_lab::{Attempt, Result, cli, net, no_ring, report, stop},
     futures::stream::Stream,
+    nix::sys::signalfd::SignalFd,
     socket2::Socket,
     std::collections::VecDeque,
     std::future::poll_fn,
@@ -65,13 +67,13 @@ fn main() -> Result<()> {
     let buffers = NonZeroU16::MIN.saturating_add(depth - 1);
     driver.buffer_pool_size(buffers).buffer_pool_buffer_len(HEADER + ledger.slot_size());
     let runtime = RuntimeBuilder::new().with_proactor(driver).build().map_err(no_ring)?;
-    let stop = stop::by_socket()?;
+    let signals = stop::descriptor()?;
     report::listening(local)?;
     let kept = socket.try_clone().attempt("share the socket")?;
     runtime.block_on(async {
         let socket = UdpSocket::from_std(socket).attempt("register the socket")?;
-        let stop = UdpSocket::from_std(stop).attempt("register the socket for the stop signal")?;
-        serve(&socket, &stop, &mut ledger, depth.into()).await
+        let signals = PollFd::new(signals).attempt("register the signalfd")?;
+        serve(&socket, &signals, &mut ledger, depth.into()).await
     })?;
     ledger.finish(&kept)
 }
@@ -103,12 +105,7 @@ enum Event {
 }
 
 #[cfg(target_os = "linux")]
-async fn serve(socket: &UdpSocket, stop: &UdpSocket, ledger: &mut Ledger, depth: usize) -> Result<()> {
-    let mut stopped = pin!(async {
-        while !stop::requested() {
-            let _ = stop.recv([0; 1]).await;
-        }
-    });
+async fn serve(socket: &UdpSocket, signals: &PollFd<SignalFd>, ledger: &mut Ledger, depth: usize) -> Result<()> {
     let fd = socket.to_shared_fd();
     let mut receives = pin!(socket.recv_from_multi());
     let mut exhausted = false;
@@ -137,7 +134,7 @@ async fn serve(socket: &UdpSocket, stop: &UdpSocket, ledger: &mut Ledger, depth:
                     return Poll::Ready(Event::Sent(result.into_inner(), peer));
                 }
             }
-            if stopping.is_none() && stopped.as_mut().poll(cx).is_ready() {
+            if stopping.is_none() && signals.poll_read_ready(cx).is_ready() {
                 return Poll::Ready(Event::Stopped);
             }
             *waits += 1;
