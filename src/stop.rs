@@ -55,15 +55,34 @@ pub fn by_datagram(server: SocketAddr) -> Result<SocketAddr> {
     Ok(address)
 }
 
-/// For a loop that can wait for a second socket: one that is readable when a signal came, on every system.
-pub fn by_socket() -> Result<UdpSocket> {
+/// What [`by_socket`] makes: a local socket, which no interface can hold up, where there are any.
+#[cfg(unix)]
+pub type Wakeable = std::os::unix::net::UnixDatagram;
+/// See the Unix form.
+#[cfg(not(unix))]
+pub type Wakeable = UdpSocket;
+
+/// For a loop that can wait for a second socket: one that is readable when a signal came.
+#[cfg(unix)]
+pub fn by_socket() -> Result<Wakeable> {
+    let (socket, waker) = Wakeable::pair().attempt("create the sockets for the stop signal")?;
+    waker.set_nonblocking(true).attempt("make the socket for the stop signal non-blocking")?;
+    let waker = std::sync::Arc::new(waker);
+    // SAFETY: send(2) on a non-blocking socket is safe in a signal handler.
+    unsafe { on_signal(move || drop(waker.send(&[0]))) }?;
+    Ok(socket)
+}
+
+/// See the Unix form.
+#[cfg(not(unix))]
+pub fn by_socket() -> Result<Wakeable> {
     let what = "create the socket for the stop signal";
     let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).attempt(what)?;
     let waker = by_datagram(socket.local_addr().attempt(what)?)?;
     socket.connect(waker).attempt(what)?;
     socket.set_nonblocking(true).attempt(what)?;
     // From now on nobody else can wake the server; what somebody sent before is dropped.
-    while socket.recv(&mut []).is_ok() {}
+    while socket.recv(&mut [0]).is_ok() {}
     Ok(socket)
 }
 

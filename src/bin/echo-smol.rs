@@ -37,7 +37,7 @@ fn main() -> Result<()> {
     echo.finish(socket.get_ref())
 }
 
-async fn serve(echo: &mut Echo, socket: &Async<UdpSocket>, stopped: &Async<UdpSocket>) -> Result<()> {
+async fn serve(echo: &mut Echo, socket: &Async<UdpSocket>, stopped: &Async<stop::Wakeable>) -> Result<()> {
     while !echo.is_done() {
         send_queued(echo, socket)?;
         let mut progress = Progress::Made;
@@ -73,7 +73,7 @@ fn send_queued(echo: &mut Echo, socket: &Async<UdpSocket>) -> Result<()> {
 }
 
 /// Ends when something may have become possible. Any wake-up will do: the calls themselves tell what is.
-async fn wait(echo: &mut Echo, socket: &Async<UdpSocket>, stopped: &Async<UdpSocket>) -> io::Result<()> {
+async fn wait(echo: &mut Echo, socket: &Async<UdpSocket>, stopped: &Async<stop::Wakeable>) -> io::Result<()> {
     echo.report().waits += 1;
     let mut registered = false;
     let woken = future::poll_fn(|cx| {
@@ -103,7 +103,7 @@ async fn wait(echo: &mut Echo, socket: &Async<UdpSocket>, stopped: &Async<UdpSoc
 fn register(
     echo: &Echo,
     socket: &Async<UdpSocket>,
-    stopped: &Async<UdpSocket>,
+    stopped: &Async<stop::Wakeable>,
     cx: &mut Context<'_>,
 ) -> io::Result<()> {
     while !stop::requested() && stopped.poll_readable(cx)?.is_ready() {}
