@@ -8,7 +8,7 @@
 //!                  datagram. Under load one call carries many of both.
 //! Left out:        links between operations, which this runtime does not offer. Of two sends under way the second might
 //!                  overtake the first, so there is one at a time for each sender. `--depth` takes the place of `--queue`.
-//!                  compio allocates for each operation: once or twice an echo.
+//!                  compio allocates for each operation, and panics if the ring itself becomes unusable.
 //! Oldest system:   Linux 6.1, for DEFER_TASKRUN.
 
 #[cfg(not(target_os = "linux"))]
