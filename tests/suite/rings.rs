@@ -247,7 +247,7 @@ fn count_within_a_burst(row: &Row) {
 
 /// With memory for one datagram, and for as many as the flag allows.
 fn memory(row: &Row) {
-    let (flag, most) = if row.name == "echo-uring" { ("--depth", 1024) } else { ("--buffers", 4096) };
+    let (flag, most) = if row.name == "echo-uring-multishot" { ("--buffers", 4096) } else { ("--depth", 1024) };
     for count in [1, 2, 3, most] {
         let server = Server::start(row, &[flag, &count.to_string()]);
         let client = server.client();
