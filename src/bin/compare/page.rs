@@ -86,7 +86,8 @@ struct Ratios {
 
 fn ratios(subjects: &[Figures], of: impl Fn(&Figures) -> Estimate, noise: Estimate) -> Ratios {
     let estimates: Vec<_> = subjects.iter().map(of).collect();
-    let band = [1.0 - noise.noise(), 1.0 + noise.noise()];
+    // Where nothing can be told the band reaches to 0, which is not on a logarithmic scale.
+    let band = [(1.0 - noise.noise()).max(0.1), 1.0 + noise.noise()];
     let scale = Scale::over(estimates.iter().flat_map(|it| [it.low, it.high]).chain(band));
     Ratios {
         ticks: scale.ticks(&[0.05, 0.1, 0.2, 0.5, 0.7, 0.85, 1.0, 1.2, 1.4, 2.0, 3.0, 5.0, 10.0], |it| it.to_string()),
@@ -236,5 +237,14 @@ mod tests {
         assert!((scale.at(10.0) - 50.0).abs() < 1e-9);
         assert!(scale.at(1.0) > 0.0 && scale.at(100.0) < 100.0);
         assert_eq!(scale.ticks(&[0.5, 1.0, 200.0], |value| value.to_string()).len(), 1);
+    }
+    /// On a machine so busy that the reference is twice itself.
+    #[test]
+    fn noise_of_any_size_can_be_drawn() {
+        for high in [1.0, 1.5, 2.0, 30.0] {
+            let noise = Estimate { median: 1.0, low: 0.5, high };
+            let drawn = ratios(&[], |_| noise, noise).noise;
+            assert!(drawn.iter().all(|at| (0.0..=100.0).contains(at)), "{high}: {drawn:?}");
+        }
     }
 }
