@@ -3,8 +3,7 @@
 //!
 //! Run:             cargo run --release --bin pingpong --features pingpong -- --between two
 //! Second terminal: nothing: the client is in here.
-//! In the trace:    with one runtime each epoll_wait returns at once: the message has arrived when it is sent. With two,
-//!                  each message wakes the other thread, and that is most of its time.
+//! In the trace:    epoll_wait, recvfrom and writev, by one thread, or by two in turn.
 //! Left out:        throughput: one message is on its way at a time. scripts/compare --tcp has that.
 //! Oldest system:   what mio supports: Linux, the BSDs, macOS, Windows and others.
 

@@ -34,8 +34,15 @@ pub fn checks(row: &Row) -> Vec<Check> {
     #[cfg_attr(not(target_os = "linux"), expect(unused_mut, reason = "nothing is added"))]
     let mut checks: Vec<_> = table.into_iter().map(|(name, run)| check(name, Needs::Nothing, run)).collect();
     #[cfg(target_os = "linux")]
-    if row.name == "echo-tcp-registrar" {
-        checks.push(check("registers_while_the_poller_waits", Needs::Strace, registers_while_the_poller_waits));
+    match row.name {
+        "echo-tcp-registrar" => checks.extend([
+            check("registers_while_the_poller_waits", Needs::Strace, registers_while_the_poller_waits),
+            check("a_frame_is_one_call", Needs::Strace, |row| a_frame_is_one_call(row, "sendto")),
+        ]),
+        "echo-tcp-reactor" => {
+            checks.push(check("a_frame_is_one_call", Needs::Strace, |row| a_frame_is_one_call(row, "writev")))
+        }
+        _ => {}
     }
     checks
 }
@@ -207,6 +214,18 @@ fn fastest_interval(row: &Row) {
         let (_, ended) = server.stop();
         assert!(ended.stderr.lines().any(|line| line == "1 connections open"), "no line of the interval");
     }
+}
+
+/// Header and message leave together, in one call for each frame.
+#[cfg(target_os = "linux")]
+fn a_frame_is_one_call(row: &Row, call: &str) {
+    let server = Server::strace(row, &["-s", "4"], &["--frames"]);
+    let peer = Peer::new(&server);
+    (0..20).for_each(|number| peer.echo(&frame(&content(number, 100))));
+    let (_, ended) = server.stop();
+    let sent = |line: &&str| ["write", "writev", "sendto", "sendmsg"].iter().any(|name| line.contains(name));
+    let calls: Vec<_> = ended.trace.lines().filter(sent).filter(|line| line.ends_with(" = 104")).collect();
+    assert!(calls.len() == 20 && calls.iter().all(|line| line.contains(call)), "{calls:#?}");
 }
 
 /// EPOLL_CTL_ADD of a connection by another thread than the one inside epoll_wait, which nobody wakes for it.
