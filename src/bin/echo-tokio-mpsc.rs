@@ -7,9 +7,9 @@
 //! Left out:        threads: both tasks share one.
 //! Oldest system:   what tokio supports: Linux, the BSDs, macOS, Windows and others.
 //!
-//! There are `--queue` buffers, and they go round: to the writer when full, back to the reader when empty. So nothing
-//! is allocated for a datagram, and a reader without a buffer does not receive (backpressure). The channel alone would
-//! hold one datagram more: the one that the writer has taken out and cannot send yet.
+//! There are `--queue` buffers. A reader that finds none waits until the writer returns one (backpressure), and nothing is
+//! allocated for a datagram. What bounds the memory is their number: the channel alone would let the writer hold as many
+//! again. The buffer used last is taken first, since it is still in the cache.
 
 use echo_lab::ledger::{DRAIN_DEADLINE, Ledger, Received, Sent};
 use echo_lab::{Attempt, Result, cli, net, report, stop};
@@ -17,19 +17,25 @@ use std::cell::RefCell;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use tokio::net::UdpSocket;
+use tokio::sync::Notify;
 use tokio::sync::mpsc::{self, Receiver, Sender};
 use tokio::task::{JoinError, JoinSet, LocalSet};
 
-struct Buffer {
+/// A pointer, so that little is moved into the channel and out of it.
+struct Buffer(Box<Datagram>);
+
+struct Datagram {
     bytes: Box<[u8]>,
     len: usize,
     peer: SocketAddr,
 }
 
-/// What both tasks use; they run on one thread, and neither keeps the ledger borrowed while it waits.
+/// What both tasks use; they run on one thread, and neither keeps anything borrowed while it waits.
 struct Shared {
     socket: UdpSocket,
     ledger: RefCell<Ledger>,
+    vacant: RefCell<Vec<Buffer>>,
+    returned: Notify,
 }
 
 #[tokio::main(flavor = "current_thread")]
@@ -51,15 +57,13 @@ async fn serve() -> Result<()> {
     let ledger = Ledger::new(&args, local);
 
     let (to_writer, full) = mpsc::channel(args.queue.into());
-    let (to_reader, empty) = mpsc::channel(args.queue.into());
-    for _ in 0..args.queue {
-        let bytes = vec![0; ledger.slot_size()].into_boxed_slice();
-        to_reader.try_send(Buffer { bytes, len: 0, peer: local }).attempt("fill the channel of buffers")?;
-    }
-    let shared = Rc::new(Shared { socket, ledger: RefCell::new(ledger) });
+    let bytes = || vec![0; ledger.slot_size()].into_boxed_slice();
+    let buffer = || Buffer(Box::new(Datagram { bytes: bytes(), len: 0, peer: local }));
+    let vacant = RefCell::new(std::iter::repeat_with(buffer).take(args.queue.into()).collect());
+    let shared = Rc::new(Shared { socket, ledger: RefCell::new(ledger), vacant, returned: Notify::new() });
     let mut tasks = JoinSet::new();
-    let reader = tasks.spawn_local(read(shared.clone(), empty, to_writer));
-    tasks.spawn_local(write(shared.clone(), full, to_reader));
+    let reader = tasks.spawn_local(read(shared.clone(), to_writer));
+    tasks.spawn_local(write(shared.clone(), full));
     report::listening(local)?;
 
     tokio::select! {
@@ -87,42 +91,50 @@ fn outcome(ended: std::result::Result<Result<()>, JoinError>) -> Result<()> {
     }
 }
 
-async fn read(shared: Rc<Shared>, mut empty: Receiver<Buffer>, to_writer: Sender<Buffer>) -> Result<()> {
-    while let Some(mut buffer) = empty.recv().await {
+async fn read(shared: Rc<Shared>, to_writer: Sender<Buffer>) -> Result<()> {
+    loop {
+        let vacant = shared.vacant.borrow_mut().pop();
+        let Some(Buffer(mut datagram)) = vacant else {
+            shared.returned.notified().await;
+            continue;
+        };
         loop {
-            let result = shared.socket.try_recv_from(&mut buffer.bytes);
+            let result = shared.socket.try_recv_from(&mut datagram.bytes);
             let received = shared.ledger.borrow_mut().received(result)?;
             match received {
                 Received::Datagram(len, peer) => {
-                    (buffer.len, buffer.peer) = (len, peer);
+                    (datagram.len, datagram.peer) = (len, peer);
                     break;
                 }
                 Received::Nothing => tokio::task::consume_budget().await,
                 Received::WouldBlock => shared.socket.readable().await.attempt("wait until the socket is readable")?,
             }
         }
-        if to_writer.send(buffer).await.is_err() {
-            break;
+        if to_writer.send(Buffer(datagram)).await.is_err() {
+            return Ok(());
         }
     }
-    Ok(())
 }
 
-async fn write(shared: Rc<Shared>, mut full: Receiver<Buffer>, to_reader: Sender<Buffer>) -> Result<()> {
-    while let Some(buffer) = full.recv().await {
-        loop {
-            let result = shared.socket.try_send_to(&buffer.bytes[..buffer.len], buffer.peer);
-            let sent = shared.ledger.borrow_mut().sent(result)?;
-            match sent {
-                Sent::Over => break,
-                Sent::Again => {}
-                Sent::WouldBlock => shared.socket.writable().await.attempt("wait until the socket is writable")?,
+async fn write(shared: Rc<Shared>, mut full: Receiver<Buffer>) -> Result<()> {
+    let limit = full.max_capacity();
+    let mut taken = Vec::with_capacity(limit);
+    while full.recv_many(&mut taken, limit).await > 0 {
+        for Buffer(datagram) in taken.drain(..) {
+            loop {
+                let result = shared.socket.try_send_to(&datagram.bytes[..datagram.len], datagram.peer);
+                let sent = shared.ledger.borrow_mut().sent(result)?;
+                match sent {
+                    Sent::Over => break,
+                    Sent::Again => {}
+                    Sent::WouldBlock => shared.socket.writable().await.attempt("wait until the socket is writable")?,
+                }
             }
-        }
-        // The reader may have gone: it was told to stop, and nobody needs the buffer.
-        let _ = to_reader.send(buffer).await;
-        if shared.ledger.borrow().to_come() == 0 {
-            break;
+            shared.vacant.borrow_mut().push(Buffer(datagram));
+            shared.returned.notify_one();
+            if shared.ledger.borrow().to_come() == 0 {
+                return Ok(());
+            }
         }
     }
     Ok(())
