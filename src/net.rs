@@ -85,10 +85,11 @@ pub fn idle(count: u16) -> Result<Vec<UdpSocket>> {
 
 /// Bytes that can be sent on `socket` before it would block: SIOCOUTQ says what is still on its way out (udp(7)). A
 /// datagram takes more than its length, but less than twice that and 2048 bytes.
-#[cfg(all(target_os = "linux", feature = "uring"))]
-pub fn send_room(socket: &UdpSocket) -> std::io::Result<usize> {
+#[cfg(all(target_os = "linux", any(feature = "uring", feature = "compio")))]
+pub fn send_room<'s>(socket: impl Into<SockRef<'s>>) -> std::io::Result<usize> {
     use std::os::fd::AsRawFd;
-    let limit = SockRef::from(socket).send_buffer_size()?;
+    let socket = socket.into();
+    let limit = socket.send_buffer_size()?;
     let mut queued: libc::c_int = 0;
     // SAFETY: SIOCOUTQ, which is TIOCOUTQ, writes one integer.
     match unsafe { libc::ioctl(socket.as_raw_fd(), libc::TIOCOUTQ, &mut queued) } {

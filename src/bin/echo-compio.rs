@@ -6,9 +6,9 @@
 //! Second terminal: nc -u 127.0.0.1 2000
 //! In the trace:    io_uring_enter, twice for an echo: one submits the send and waits for it, the other waits for the next
 //!                  datagram. Under load one call carries many of both.
-//! Left out:        links between operations, which this runtime does not offer. Of two sends under way the second might
-//!                  overtake the first, so there is one at a time for each sender. `--depth` takes the place of `--queue`.
-//!                  compio allocates for each operation, and panics if the ring itself becomes unusable.
+//! Left out:        links between operations, which this runtime does not offer. A send that waits might be overtaken by
+//!                  the next, so it is alone; those that find room for sure are under way together. `--depth` takes the
+//!                  place of `--queue`. compio allocates for each send, and panics if the ring itself becomes unusable.
 //! Oldest system:   Linux 6.1, for DEFER_TASKRUN.
 
 #[cfg(not(target_os = "linux"))]
@@ -21,8 +21,8 @@ use {
     clap::{Args, value_parser},
     compio::BufResult,
     compio::buf::{IntoInner, IoBuf},
-    compio::driver::op::{RecvFromMultiResult, SendFlags, SendTo},
-    compio::driver::{ProactorBuilder, SharedFd, ToSharedFd},
+    compio::driver::op::{SendFlags, SendTo},
+    compio::driver::{BufferRef, ProactorBuilder, SharedFd, ToSharedFd},
     compio::net::UdpSocket,
     compio::runtime::fd::PollFd,
     compio::runtime::{RuntimeBuilder, Submit, submit},
@@ -33,7 +33,7 @@ use {
     socket2::Socket,
     std::collections::VecDeque,
     std::future::poll_fn,
-    std::io::{self, ErrorKind},
+    std::io::ErrorKind,
     std::net::SocketAddr,
     std::num::NonZeroU16,
     std::pin::{Pin, pin},
@@ -47,7 +47,7 @@ struct Flags {
     server: cli::ServerArgs,
 
     /// Datagrams received or sent at a time. There is memory for a power of two
-    #[arg(long, value_name = "N", default_value_t = 16, value_parser = value_parser!(u16).range(1..=1024))]
+    #[arg(long, value_name = "N", default_value_t = 32, value_parser = value_parser!(u16).range(1..=1024))]
     depth: u16,
 }
 
@@ -69,39 +69,23 @@ fn main() -> Result<()> {
     let runtime = RuntimeBuilder::new().with_proactor(driver).build().map_err(no_ring)?;
     let signals = stop::descriptor()?;
     report::listening(local)?;
-    let kept = socket.try_clone().attempt("share the socket")?;
     runtime.block_on(async {
         let socket = UdpSocket::from_std(socket).attempt("register the socket")?;
         let signals = PollFd::new(signals).attempt("register the signalfd")?;
-        serve(&socket, &signals, &mut ledger, depth.into()).await
-    })?;
-    ledger.finish(&kept)
+        serve(&socket, &signals, &mut ledger, depth.into()).await?;
+        ledger.finish(&socket)
+    })
 }
 
-/// A datagram. The memory is the pool's, and goes back there when this is dropped.
+/// A datagram, behind its header. The memory is the pool's, and goes back there when this is dropped.
 #[cfg(target_os = "linux")]
-struct Datagram(RecvFromMultiResult);
+struct Datagram(BufferRef);
 
 #[cfg(target_os = "linux")]
 impl IoBuf for Datagram {
     fn as_init(&self) -> &[u8] {
-        self.0.data()
+        &self.0[HEADER..]
     }
-}
-
-/// A send under way, and whom it is for.
-#[cfg(target_os = "linux")]
-struct Send {
-    operation: Submit<SendTo<Datagram, SharedFd<Socket>>>,
-    peer: SocketAddr,
-}
-
-/// What the loop waits for.
-#[cfg(target_os = "linux")]
-enum Event {
-    Received(io::Result<RecvFromMultiResult>),
-    Sent(BufResult<usize, Datagram>, SocketAddr),
-    Stopped,
 }
 
 #[cfg(target_os = "linux")]
@@ -109,70 +93,73 @@ async fn serve(socket: &UdpSocket, signals: &PollFd<SignalFd>, ledger: &mut Ledg
     let fd = socket.to_shared_fd();
     let mut receives = pin!(socket.recv_from_multi());
     let mut exhausted = false;
-    // One send for each sender is under way, in no order; what else came from them waits, in order.
-    let mut sends = Vec::<Send>::with_capacity(depth);
-    let mut waiting = VecDeque::with_capacity(depth);
-    let send = |datagram, peer: SocketAddr| {
-        let operation = submit(SendTo::new(fd.clone(), datagram, peer.into(), SendFlags::empty()));
-        Send { operation, peer }
-    };
+    // What was received, oldest first: in sends under way, then those that wait to be sent.
+    let mut sends = VecDeque::<(Submit<SendTo<Datagram, SharedFd<Socket>>>, SocketAddr)>::with_capacity(depth);
+    let mut waiting = VecDeque::<(Datagram, SocketAddr)>::with_capacity(depth);
+    // Bytes that the socket has room for, for sure.
+    let mut room = 0;
 
     while !ledger.is_done(waiting.is_empty() && sends.is_empty()) {
-        let (held, stopping) = (waiting.len() + sends.len(), ledger.timeout());
-        exhausted &= held > depth / 2;
-        let wants_recv = stopping.is_none() && !exhausted && held < depth && (held as u64) < ledger.to_come();
-        let waits = &mut ledger.report.waits;
-        let event = poll_fn(|cx| {
-            if wants_recv {
-                if let Poll::Ready(Some(result)) = receives.as_mut().poll_next(cx) {
-                    return Poll::Ready(Event::Received(result));
+        let stopping = ledger.timeout();
+        let turn = poll_fn(|cx| -> Poll<Result<()>> {
+            while let Some((first, peer)) = sends.front_mut() {
+                let Poll::Ready(BufResult(result, datagram)) = Pin::new(first).poll(cx) else { break };
+                if ledger.sent(result)? != Sent::Over {
+                    waiting.push_front((datagram.into_inner(), *peer));
+                }
+                sends.pop_front();
+            }
+            while stopping.is_none() {
+                let held = waiting.len() + sends.len();
+                exhausted &= held > depth / 2;
+                if exhausted || held == depth || held as u64 >= ledger.to_come() {
+                    break;
+                }
+                let Poll::Ready(Some(result)) = receives.as_mut().poll_next(cx) else { break };
+                match result {
+                    Ok(datagram) => {
+                        let peer = datagram.addr().and_then(|peer| peer.as_socket()).unwrap_or(([0; 4], 0).into());
+                        if let Received::Datagram(..) = ledger.received(Ok((datagram.data().len(), peer)))? {
+                            waiting.push_back((Datagram(datagram.into_inner()), peer));
+                        }
+                    }
+                    // The kernel found no buffer. It is asked again when there are some.
+                    Err(error) if error.kind() == ErrorKind::ResourceBusy => exhausted = true,
+                    Err(error) => drop(ledger.received(Err(error))?),
                 }
             }
-            for at in 0..sends.len() {
-                if let Poll::Ready(result) = Pin::new(&mut sends[at].operation).poll(cx) {
-                    let peer = sends.swap_remove(at).peer;
-                    return Poll::Ready(Event::Sent(result.into_inner(), peer));
+            while let Some((datagram, peer)) = waiting.pop_front() {
+                let cost = 2 * datagram.buf_len() + 2048;
+                if room < cost && sends.is_empty() && !waiting.is_empty() {
+                    room = net::send_room(socket).attempt("ask for the room in the send buffer")?;
+                }
+                if room < cost && !sends.is_empty() {
+                    waiting.push_front((datagram, peer));
+                    break;
+                }
+                // The kernel sends at once, in order, what need not wait.
+                let flags = if room < cost { SendFlags::empty() } else { SendFlags::DONTWAIT };
+                room = room.saturating_sub(cost);
+                let mut send = submit(SendTo::new(fd.clone(), datagram, peer.into(), flags));
+                match Pin::new(&mut send).poll(cx) {
+                    Poll::Pending => sends.push_back((send, peer)),
+                    Poll::Ready(BufResult(result, _)) => drop(ledger.sent(result)?),
                 }
             }
             if stopping.is_none() && signals.poll_read_ready(cx).is_ready() {
-                return Poll::Ready(Event::Stopped);
+                ledger.stop();
+            } else if !ledger.is_done(waiting.is_empty() && sends.is_empty()) {
+                ledger.report.waits += 1;
+                return Poll::Pending;
             }
-            *waits += 1;
-            Poll::Pending
+            Poll::Ready(Ok(()))
         });
-        let event = match stopping {
-            None => event.await,
-            Some(left) => match compio::time::timeout(left, event).await {
-                Ok(event) => event,
+        match stopping {
+            None => turn.await?,
+            Some(left) => match compio::time::timeout(left, turn).await {
+                Ok(result) => result?,
                 Err(_) => break,
             },
-        };
-        match event {
-            Event::Received(Ok(datagram)) => {
-                let peer = datagram.addr().and_then(|peer| peer.as_socket()).unwrap_or(([0; 4], 0).into());
-                if let Received::Datagram(..) = ledger.received(Ok((datagram.data().len(), peer)))? {
-                    let datagram = Datagram(datagram);
-                    if sends.iter().any(|send| send.peer == peer) {
-                        waiting.push_back((datagram, peer));
-                    } else {
-                        sends.push(send(datagram, peer));
-                    }
-                }
-            }
-            // The kernel found no buffer. It is asked again when there are some.
-            Event::Received(Err(error)) if error.kind() == ErrorKind::ResourceBusy => exhausted = true,
-            Event::Received(Err(error)) => drop(ledger.received(Err(error))?),
-            Event::Sent(BufResult(result, datagram), peer) => {
-                let next = match ledger.sent(result)? {
-                    Sent::Over => {
-                        let at = waiting.iter().position(|(_, other)| *other == peer);
-                        at.and_then(|at| waiting.remove(at))
-                    }
-                    _ => Some((datagram, peer)),
-                };
-                sends.extend(next.map(|(datagram, peer)| send(datagram, peer)));
-            }
-            Event::Stopped => ledger.stop(),
         }
     }
     Ok(())
