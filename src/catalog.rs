@@ -64,8 +64,8 @@ impl Calls {
 pub enum Allocations {
     /// Nothing.
     None,
-    /// Something for each time that it waits: its library does.
-    PerWait,
+    /// At most so many times for each wait: its library does.
+    PerWait(u64),
     /// At most so many times for each datagram: its library does.
     PerEcho(u64),
 }
@@ -186,7 +186,7 @@ pub const ROWS: &[Row] = &[
         "What if a reader and a writer task share a bounded channel?",
     ),
     Row {
-        allocations: Allocations::PerWait,
+        allocations: Allocations::PerWait(1),
         ..udp(
             "echo-smol",
             &["smol"],
@@ -222,19 +222,22 @@ pub const ROWS: &[Row] = &[
             "What do calls that carry many datagrams save?",
         ),
     ),
-    calling(
-        "recvmmsg",
-        "sendmmsg",
-        udp(
-            "echo-tokio-batch",
-            &["tokio", "mmsg"],
-            cfg!(all(feature = "tokio", feature = "mmsg")),
-            Systems::Linux,
-            Some("epoll_wait"),
-            5,
-            "How does a runtime's readiness go with the kernel's batches?",
-        ),
-    ),
+    Row {
+        allocations: Allocations::PerWait(2),
+        ..calling(
+            "recvmmsg",
+            "sendmmsg",
+            udp(
+                "echo-tokio-batch",
+                &["tokio", "mmsg"],
+                cfg!(all(feature = "tokio", feature = "mmsg")),
+                Systems::Linux,
+                Some("epoll_wait"),
+                6,
+                "How does a runtime's readiness go with the kernel's batches?",
+            ),
+        )
+    },
     calling(
         "recvmsg",
         "sendto",

@@ -1,10 +1,11 @@
-//! UDP echo with tokio's readiness and the kernel's batches: tokio has no recvmmsg(2), but its socket lends its readiness
-//! to any call on the descriptor (`try_io`).
+//! UDP echo with tokio's readiness and the kernel's batches: tokio has no recvmmsg(2), but `AsyncFd` waits for any
+//! descriptor.
 //!
 //! Run:             cargo run --bin echo-tokio-batch --features tokio,mmsg
 //! Second terminal: nc -u 127.0.0.1 2000
-//! In the trace:    epoll_wait, recvmmsg, sendmmsg, the recvmmsg that ends with EAGAIN, and the second epoll_wait of
-//!                  echo-tokio. Under load one recvmmsg and one sendmmsg serve many datagrams.
+//! In the trace:    epoll_wait, recvmmsg, sendmmsg, the recvmmsg that ends with EAGAIN; before each wait the socket is
+//!                  registered, and after it no more: else each datagram sent would wake epoll, to find no interest in it.
+//!                  Under load one recvmmsg and one sendmmsg serve many datagrams, and there is hardly a wait.
 //! Left out:        receiving while a send is blocked (echo-tokio). The batch takes the place of `--queue`.
 //! Oldest system:   Linux 3.0.
 
@@ -19,9 +20,10 @@ use {
     echo_lab::ledger::{DRAIN_DEADLINE, Ledger, Received, Sent},
     echo_lab::{Attempt, Result, cli, net, report, stop},
     std::io,
-    std::os::fd::AsRawFd,
+    std::net::UdpSocket,
+    std::os::fd::{AsFd, AsRawFd},
     tokio::io::Interest,
-    tokio::net::UdpSocket,
+    tokio::io::unix::AsyncFd,
 };
 
 #[cfg(target_os = "linux")]
@@ -31,7 +33,6 @@ async fn main() -> Result<()> {
     let socket = net::bind(&args)?;
     socket.set_nonblocking(true).attempt("make the socket non-blocking")?;
     let local = socket.local_addr().attempt("read the bound address")?;
-    let socket = UdpSocket::from_std(socket).attempt("register the socket")?;
     let stopped = stop::future()?;
     let mut ledger = Ledger::new(&args, local);
     let mut batch = Batch::new(batch.into(), ledger.slot_size());
@@ -61,14 +62,11 @@ async fn serve(socket: &UdpSocket, ledger: &mut Ledger, batch: &mut Batch) -> Re
 
 #[cfg(target_os = "linux")]
 async fn receive(socket: &UdpSocket, ledger: &mut Ledger, batch: &mut Batch) -> Result<()> {
-    let limit = ledger.to_come();
-    let result = socket.try_io(Interest::READABLE, || {
-        let headers = batch.vacant(limit);
-        let (at, len) = (headers.as_mut_ptr(), headers.len() as u32);
-        // SAFETY: `len` headers, which point to memory of `batch`; nothing else uses it during the call.
-        count(unsafe { libc::recvmmsg(socket.as_raw_fd(), at, len, 0, std::ptr::null_mut()) })
-    });
-    match result {
+    let headers = batch.vacant(ledger.to_come());
+    let (at, len) = (headers.as_mut_ptr(), headers.len() as u32);
+    // SAFETY: `len` headers, which point to memory of `batch`; nothing else uses it during the call.
+    let result = unsafe { libc::recvmmsg(socket.as_raw_fd(), at, len, 0, std::ptr::null_mut()) };
+    match count(result) {
         Ok(count) => {
             for at in 0..count {
                 if let Received::Datagram(..) = ledger.received(Ok(batch.received(at)))? {
@@ -78,7 +76,7 @@ async fn receive(socket: &UdpSocket, ledger: &mut Ledger, batch: &mut Batch) -> 
         }
         Err(error) => {
             if ledger.received(Err(error))? == Received::WouldBlock {
-                socket.readable().await.attempt("wait until the socket is readable")?;
+                ready(socket, Interest::READABLE).await.attempt("wait until the socket is readable")?;
             }
         }
     }
@@ -88,12 +86,10 @@ async fn receive(socket: &UdpSocket, ledger: &mut Ledger, batch: &mut Batch) -> 
 #[cfg(target_os = "linux")]
 async fn send(socket: &UdpSocket, ledger: &mut Ledger, batch: &mut Batch) -> Result<()> {
     while !batch.is_empty() {
-        let result = socket.try_io(Interest::WRITABLE, || {
-            let headers = batch.front();
-            // SAFETY: as in `receive`.
-            count(unsafe { libc::sendmmsg(socket.as_raw_fd(), headers.as_mut_ptr(), headers.len() as u32, 0) })
-        });
-        match result {
+        let headers = batch.front();
+        // SAFETY: as in `receive`.
+        let result = unsafe { libc::sendmmsg(socket.as_raw_fd(), headers.as_mut_ptr(), headers.len() as u32, 0) };
+        match count(result) {
             Ok(count) => {
                 (0..count).try_for_each(|_| ledger.sent(Ok(0)).map(drop))?;
                 batch.pop(count);
@@ -102,11 +98,21 @@ async fn send(socket: &UdpSocket, ledger: &mut Ledger, batch: &mut Batch) -> Res
             Err(error) => match ledger.sent(Err(error))? {
                 Sent::Over => batch.pop(1),
                 Sent::Again => {}
-                Sent::WouldBlock => socket.writable().await.attempt("wait until the socket is writable")?,
+                Sent::WouldBlock => {
+                    ready(socket, Interest::WRITABLE).await.attempt("wait until the socket is writable")?;
+                }
             },
         }
     }
     Ok(())
+}
+
+/// Registering tells of what is ready already, so nothing is missed before it.
+#[cfg(target_os = "linux")]
+async fn ready(socket: &UdpSocket, interest: Interest) -> io::Result<()> {
+    // SAFETY: the socket is open for as long as it is borrowed.
+    let registered = unsafe { AsyncFd::register_with_interest(socket.as_fd(), interest) };
+    registered.map_err(io::Error::from)?.ready(interest).await.map(drop)
 }
 
 #[cfg(target_os = "linux")]

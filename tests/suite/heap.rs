@@ -15,7 +15,7 @@ fn run(row: &Row) {
     assert!(few > 0, "the counter counts nothing");
     let allowed = match row.allocations {
         Allocations::None => 0,
-        Allocations::PerWait => waits,
+        Allocations::PerWait(each) => waits * each,
         Allocations::PerEcho(each) => 99_000 * each,
     };
     // A runtime's own lists may grow once when the load is long enough to need them.
