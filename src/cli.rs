@@ -81,6 +81,18 @@ struct WithDrain {
     drain_limit: u16,
 }
 
+#[cfg(any(feature = "epoll", feature = "mio"))]
+#[derive(Args)]
+struct WithRegistration {
+    #[command(flatten)]
+    idle: WithIdle,
+
+    /// Register the socket before each wait, and not any more after it: two calls more for a wait, but a send on a socket
+    /// that is not registered costs less
+    #[arg(long)]
+    register_per_wait: bool,
+}
+
 #[cfg(feature = "mmsg")]
 #[derive(Args)]
 struct WithBatch {
@@ -116,6 +128,13 @@ pub fn parse_with_idle(bin: &'static str) -> (ServerArgs, u16) {
 pub fn parse_with_drain(bin: &'static str) -> (ServerArgs, u16, u16) {
     let WithDrain { idle: WithIdle { server, sockets }, drain_limit } = parse_as(bin);
     (server, sockets - 1, drain_limit)
+}
+
+/// As [`parse_with_idle`], for a server that can register its socket for each wait: whether it is to.
+#[cfg(any(feature = "epoll", feature = "mio"))]
+pub fn parse_with_registration(bin: &'static str) -> (ServerArgs, u16, bool) {
+    let WithRegistration { idle: WithIdle { server, sockets }, register_per_wait } = parse_as(bin);
+    (server, sockets - 1, register_per_wait)
 }
 
 /// As [`parse`], for a server that sends and receives in batches: how many datagrams a batch holds.

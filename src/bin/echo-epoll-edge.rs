@@ -4,7 +4,8 @@
 //! Run:             cargo run --bin echo-epoll-edge --features epoll
 //! Second terminal: nc -u 127.0.0.1 2000
 //! In the trace:    epoll_wait, recvfrom, sendto, and the recvfrom that ends with EAGAIN. Under load one wait serves
-//!                  many datagrams. EPOLLOUT is asked for only while something waits to be sent.
+//!                  many datagrams. EPOLLOUT is asked for only while something waits to be sent. With
+//!                  --register-per-wait EPOLL_CTL_ADD and _DEL around each wait: see METHODOLOGY.md for what that spares.
 //! Left out:        a fair share for other sockets: DRAIN_LIMIT only keeps a flood from hiding the stop signal.
 //! Oldest system:   Linux 2.6.27, for signalfd4: the stop signal is one more readable descriptor.
 
@@ -33,14 +34,12 @@ const DRAIN_LIMIT: usize = 256;
 
 #[cfg(target_os = "linux")]
 fn main() -> Result<()> {
-    let (args, idle) = cli::parse_with_idle(env!("CARGO_BIN_NAME"));
+    let (args, idle, register_per_wait) = cli::parse_with_registration(env!("CARGO_BIN_NAME"));
     let socket = net::bind(&args)?;
     socket.set_nonblocking(true).attempt("make the socket non-blocking")?;
     let local = socket.local_addr().attempt("read the bound address")?;
     let signals = stop::descriptor()?;
     let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).attempt("create an epoll instance")?;
-    let mut interest = EpollFlags::EPOLLET | EpollFlags::EPOLLIN;
-    epoll.add(&socket, EpollEvent::new(interest, SOCKET)).attempt("register the socket")?;
     epoll.add(&signals, EpollEvent::new(EpollFlags::EPOLLIN, SIGNAL)).attempt("register the signal descriptor")?;
     let idle = net::idle(idle)?;
     for socket in &idle {
@@ -50,16 +49,18 @@ fn main() -> Result<()> {
     }
     let mut echo = Echo::new(&args, local);
     let mut events = [EpollEvent::empty(); 2];
-    let mut more = false;
+    let (mut interest, mut more) = (None, false);
     report::listening(local)?;
 
     while !echo.is_done() {
         let mut wanted = EpollFlags::EPOLLET | EpollFlags::EPOLLIN;
         wanted.set(EpollFlags::EPOLLOUT, echo.wants_send());
-        if wanted != interest {
-            // This also reports what is ready already, so nothing is missed between EAGAIN and here.
-            epoll.modify(&socket, &mut EpollEvent::new(wanted, SOCKET)).attempt("change the interest in the socket")?;
-            interest = wanted;
+        // Both report what is ready already, so nothing is missed between EAGAIN and here.
+        let event = EpollEvent::new(wanted, SOCKET);
+        match interest.replace(wanted) {
+            None => epoll.add(&socket, event).attempt("register the socket")?,
+            Some(before) if before == wanted => {}
+            Some(_) => epoll.modify(&socket, &mut { event }).attempt("change the interest in the socket")?,
         }
         let timeout = match echo.timeout() {
             _ if more => EpollTimeout::ZERO, // No edge will tell of what was left behind.
@@ -72,6 +73,10 @@ fn main() -> Result<()> {
             Err(Errno::EINTR) => 0,
             Err(error) => return Err(error).attempt("wait with epoll"),
         };
+        if register_per_wait {
+            epoll.delete(&socket).attempt("end the registration of the socket")?;
+            interest = None;
+        }
         for event in &events[..ready] {
             if event.data() == SIGNAL {
                 signals.read_signal().attempt("read the signal descriptor")?;

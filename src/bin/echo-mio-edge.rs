@@ -4,7 +4,8 @@
 //! Run:             cargo run --bin echo-mio-edge
 //! Second terminal: nc -u 127.0.0.1 2000
 //! In the trace:    EPOLLET, then epoll_wait, recvfrom, sendto, and the recvfrom that ends with EAGAIN: as
-//!                  echo-epoll-edge. Writability is asked for only while something waits to be sent.
+//!                  echo-epoll-edge. Writability is asked for only while something waits to be sent. With
+//!                  --register-per-wait EPOLL_CTL_ADD and _DEL around each wait: see METHODOLOGY.md for what that spares.
 //! Left out:        a fair share for other sockets: DRAIN_LIMIT only keeps a flood from hiding the stop signal.
 //! Oldest system:   what mio supports: Linux, the BSDs, macOS, Windows and others.
 
@@ -22,7 +23,7 @@ const IDLE: Token = Token(2);
 const DRAIN_LIMIT: usize = 256;
 
 fn main() -> Result<()> {
-    let (args, idle) = cli::parse_with_idle(env!("CARGO_BIN_NAME"));
+    let (args, idle, register_per_wait) = cli::parse_with_registration(env!("CARGO_BIN_NAME"));
     let socket = net::bind(&args)?;
     socket.set_nonblocking(true).attempt("make the socket non-blocking")?;
     let local = socket.local_addr().attempt("read the bound address")?;
@@ -31,15 +32,13 @@ fn main() -> Result<()> {
     let waker = Arc::new(Waker::new(poll.registry(), SIGNAL).attempt("create a waker")?);
     // SAFETY: a wake-up is one system call: write(2) to an eventfd on Linux.
     unsafe { stop::on_signal(move || drop(waker.wake())) }?;
-    let mut interest = Interest::READABLE;
-    poll.registry().register(&mut socket, SOCKET, interest).attempt("register the socket")?;
     let mut idle: Vec<_> = net::idle(idle)?.into_iter().map(UdpSocket::from_std).collect();
     for socket in &mut idle {
         poll.registry().register(socket, IDLE, Interest::READABLE).attempt("register an idle socket")?;
     }
     let mut events = Events::with_capacity(8);
     let mut echo = Echo::new(&args, local);
-    let mut more = false;
+    let (mut interest, mut more) = (None, false);
     report::listening(local)?;
 
     while !echo.is_done() {
@@ -47,9 +46,11 @@ fn main() -> Result<()> {
         if echo.wants_send() {
             wanted |= Interest::WRITABLE;
         }
-        if wanted != interest {
-            poll.registry().reregister(&mut socket, SOCKET, wanted).attempt("change the interest in the socket")?;
-            interest = wanted;
+        let registry = poll.registry();
+        match interest.replace(wanted) {
+            None => registry.register(&mut socket, SOCKET, wanted).attempt("register the socket")?,
+            Some(before) if before == wanted => {}
+            Some(_) => registry.reregister(&mut socket, SOCKET, wanted).attempt("change the interest in the socket")?,
         }
         // No event will tell of what was left behind.
         let timeout = if more { Some(Duration::ZERO) } else { echo.timeout() };
@@ -57,6 +58,10 @@ fn main() -> Result<()> {
         match poll.poll(&mut events, timeout) {
             Err(error) if error.kind() != ErrorKind::Interrupted => return Err(error).attempt("poll"),
             _ => {}
+        }
+        if register_per_wait {
+            poll.registry().deregister(&mut socket).attempt("end the registration of the socket")?;
+            interest = None;
         }
         if stop::requested() {
             echo.stop();

@@ -23,7 +23,10 @@ pub fn checks(row: &Row) -> Vec<Check> {
             check("drains_up_to_its_limit", Needs::Strace, drains_up_to_its_limit),
         ]),
         "echo-poll" => checks.push(check("drains_up_to_its_limit", Needs::Strace, drains_up_to_its_limit)),
-        "echo-epoll-edge" | "echo-mio-edge" => checks.push(check("drains_before_each_wait", Needs::Strace, drains)),
+        "echo-epoll-edge" | "echo-mio-edge" => checks.extend([
+            check("drains_before_each_wait", Needs::Strace, drains),
+            check("registers_per_wait", Needs::Strace, registers_per_wait),
+        ]),
         "echo-tokio" | "echo-tokio-mpsc" => {
             checks.push(check("receives_while_a_send_is_blocked", Needs::Strace, receives_while_blocked))
         }
@@ -150,6 +153,31 @@ fn drains(row: &Row) {
     }
     let waits = calls.iter().filter(|call| is(call, "epoll_wait")).count();
     assert!(waits < 10, "{waits} waits for one burst");
+}
+
+/// Registered when it waits, and only then; what would have blocked is sent all the same.
+fn registers_per_wait(row: &Row) {
+    let flag = "--register-per-wait";
+    let (mut registered, mut waits) = (false, 0);
+    for call in burst(row, 100, &[flag]) {
+        match call.split_once('(').map_or("", |(name, _)| name) {
+            "epoll_ctl" => {
+                registered = call.contains("EPOLL_CTL_ADD");
+                assert!(registered || call.contains("EPOLL_CTL_DEL"), "{call}");
+            }
+            "epoll_wait" => {
+                waits += 1;
+                assert!(registered, "wait {waits} for a socket that is not registered");
+            }
+            _ => assert!(!registered, "{call}"),
+        }
+    }
+    assert!((2..10).contains(&waits), "{waits} waits for one burst");
+
+    let server = Server::strace(row, &["-e", "inject=sendto:error=EAGAIN:when=3+5"], &[flag]);
+    server.client().echo_numbers(0..20);
+    let (summary, _) = server.stop();
+    assert!(number(&summary["would_block"]["send"]) > 0, "{summary}");
 }
 
 /// One wait for each datagram, or for as many as the limit allows.
