@@ -93,15 +93,17 @@ struct WithRegistration {
     register_per_wait: bool,
 }
 
+/// The flags of a server that sends and receives in batches.
 #[cfg(feature = "mmsg")]
 #[derive(Args)]
-struct WithBatch {
+pub struct BatchArgs {
+    /// Those of every server.
     #[command(flatten)]
-    server: ServerArgs,
+    pub server: ServerArgs,
 
     /// Datagrams received, and sent, in one call
     #[arg(long, value_name = "N", default_value_t = 32, value_parser = value_parser!(u16).range(1..=1024))]
-    batch: u16,
+    pub batch: u16,
 }
 
 /// The command line of the binary `bin` (`env!("CARGO_BIN_NAME")`), described as the catalogue does.
@@ -135,11 +137,4 @@ pub fn parse_with_drain(bin: &'static str) -> (ServerArgs, u16, u16) {
 pub fn parse_with_registration(bin: &'static str) -> (ServerArgs, u16, bool) {
     let WithRegistration { idle: WithIdle { server, sockets }, register_per_wait } = parse_as(bin);
     (server, sockets - 1, register_per_wait)
-}
-
-/// As [`parse`], for a server that sends and receives in batches: how many datagrams a batch holds.
-#[cfg(feature = "mmsg")]
-pub fn parse_with_batch(bin: &'static str) -> (ServerArgs, u16) {
-    let WithBatch { server, batch } = parse_as(bin);
-    (server, batch)
 }

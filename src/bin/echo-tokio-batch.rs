@@ -29,7 +29,7 @@ use {
 #[cfg(target_os = "linux")]
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<()> {
-    let (args, batch) = cli::parse_with_batch(env!("CARGO_BIN_NAME"));
+    let cli::BatchArgs { server: args, batch } = cli::parse_as(env!("CARGO_BIN_NAME"));
     let socket = net::bind(&args)?;
     socket.set_nonblocking(true).attempt("make the socket non-blocking")?;
     let local = socket.local_addr().attempt("read the bound address")?;
