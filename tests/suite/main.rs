@@ -3,6 +3,7 @@
 //!
 //! A check that cannot run here is shown as ignored, with what it needs. With ECHO_LAB_RUN_ALL=1 it fails instead.
 
+mod command_line;
 #[cfg(target_os = "linux")]
 mod compare;
 mod conformance;
@@ -148,6 +149,9 @@ fn main() -> ExitCode {
             Kind::Probe => probes::checks(row),
             Kind::Tool => Vec::new(),
         };
+        if matches!(row.kind, Kind::Udp | Kind::Tcp) {
+            checks.extend(command_line::checks());
+        }
         checks.extend(tcp_modes::checks(row));
         #[cfg(unix)]
         if row.kind == Kind::Udp {

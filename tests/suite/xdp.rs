@@ -1,6 +1,7 @@
 //! The contract, on a veth pair: each check has two network namespaces of its own, which end with its thread.
 
-use crate::conformance::{help, pattern};
+use crate::command_line::help;
+use crate::conformance::pattern;
 use crate::server::{Client, Ended, PATIENCE, Server, bin, number, summary};
 use crate::traces::steady;
 use crate::{Check, Needs, Run, check};
