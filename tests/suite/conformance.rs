@@ -1,6 +1,6 @@
 //! The contract of every echo server, on every system.
 
-use crate::server::{Client, Server, bin, number, run, summary};
+use crate::server::{Client, Server, bin, content, number, run, summary};
 use crate::{Check, Needs, Run, check};
 use echo_lab::catalog::Row;
 use std::process::Command;
@@ -22,32 +22,18 @@ pub fn checks() -> Vec<Check> {
     table.map(|(name, run)| check(name, Needs::Nothing, run)).into()
 }
 
-/// `len` bytes that differ from those of another `seed`, and from place to place.
-pub fn pattern(len: usize, seed: u8) -> Vec<u8> {
-    (0..len).map(|at| (at as u8).wrapping_mul(31).wrapping_add((at >> 8) as u8) ^ seed).collect()
-}
-
 fn sizes(row: &Row, at: &str) {
     let server = Server::start(row, &["--bind", at]);
     let client = server.client();
     for (seed, len) in [0, 1, 1472, 1500, 9000, 65507].into_iter().enumerate() {
-        client.echo(&pattern(len, seed as u8));
+        client.echo(&content(seed as u64, len));
     }
     server.stop();
 }
 
 fn order_of_one_sender(row: &Row) {
-    const OUTSTANDING: u32 = 16;
     let server = Server::start(row, &[]);
-    let client = server.client();
-    for number in 0..1000 + OUTSTANDING {
-        if number < 1000 {
-            client.send(&number.to_be_bytes());
-        }
-        if let Some(expected) = number.checked_sub(OUTSTANDING) {
-            assert_eq!(client.recv(), expected.to_be_bytes());
-        }
-    }
+    server.client().echo_windowed(1000, 16);
     server.stop();
 }
 
@@ -57,7 +43,7 @@ fn many_senders(row: &Row) {
     let senders = (0..20u8).map(|sender| {
         thread::spawn(move || {
             let client = Client::new(addr);
-            (0..50).for_each(|round| client.echo(&pattern(100 + round, sender)));
+            (0..50).for_each(|round| client.echo(&content(1000 * u64::from(sender), 100 + round)));
         })
     });
     senders.collect::<Vec<_>>().into_iter().for_each(|sender| sender.join().unwrap());
@@ -85,10 +71,10 @@ fn summary_text(row: &Row) {
 fn too_big(row: &Row) {
     let server = Server::start(row, &["--max-size", "100", "--count", "2"]);
     let client = server.client();
-    client.echo(&pattern(100, 1));
-    client.send(&pattern(101, 2));
-    client.send(&pattern(65507, 3));
-    client.echo(&pattern(99, 4));
+    client.echo(&content(1, 100));
+    client.send(&content(2, 101));
+    client.send(&content(3, 65507));
+    client.echo(&content(4, 99));
     assert_eq!(number(&summary(&server.wait())["too_big"]), 2);
 }
 

@@ -1,10 +1,9 @@
 //! No allocation for a datagram: a server that echoes many makes as many as one that echoes a few.
 //! Counted by examples/count_alloc.rs, put under the server with LD_PRELOAD.
 
-use crate::server::{Server, bin, number, summary};
+use crate::server::{Server, number, summary};
 use crate::{Check, Needs, check};
 use echo_lab::catalog::{Allocations, Kind, Row};
-use std::process::Command;
 
 pub fn checks(row: &Row) -> Vec<Check> {
     if row.kind == Kind::Udp { vec![check("no_allocation_for_a_datagram", Needs::Nothing, run)] } else { Vec::new() }
@@ -24,23 +23,9 @@ fn run(row: &Row) {
 
 /// Allocations, and waits.
 fn allocations(row: &Row, echoes: u32) -> (u64, u64) {
-    const OUTSTANDING: u32 = 32;
-    let library = bin("examples").join("libcount_alloc.so");
-    assert!(library.exists(), "{} is missing: cargo build --examples", library.display());
-    let mut command = Command::new(bin(row.name));
-    command.env("LD_PRELOAD", library).args(["--json", "--bind", "127.0.0.1:0", "--count", &echoes.to_string()]);
-    let server = Server::spawn(&mut command, None);
-    let client = server.client();
-    for number in 0..echoes + OUTSTANDING {
-        if number < echoes {
-            client.send(&[0; 64]);
-        }
-        if number >= OUTSTANDING {
-            client.recv();
-        }
-    }
+    let server = Server::counting(row, &["--count", &echoes.to_string()]);
+    server.client().echo_windowed(echoes, 32);
     let ended = server.wait();
     let waits = number(&summary(&ended)["waits"]);
-    let line = ended.stderr.lines().find_map(|line| line.strip_prefix("allocations: ")).expect("a count");
-    (line.parse().unwrap(), waits)
+    (ended.allocations(), waits)
 }

@@ -118,17 +118,22 @@ fn trial(name: String, missing: Option<&str>, run: impl FnOnce() + Send + 'stati
     Trial::test(name, move || Err(missing.into())).with_kind(reason).with_ignored_flag(!must_run)
 }
 
+/// How many descriptors a process may have.
+#[cfg(unix)]
+fn descriptor_limit() -> libc::rlimit {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: `limit` is valid for writes.
+    assert_eq!(unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit) }, 0);
+    limit
+}
+
 /// Some checks hold thousands of connections, and so do their servers, which inherit the limit: as many as are allowed.
 #[cfg(unix)]
 fn allow_descriptors() {
-    // SAFETY: `limit` is valid for reads and writes.
-    unsafe {
-        let mut limit: libc::rlimit = std::mem::zeroed();
-        if libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit) == 0 {
-            limit.rlim_cur = limit.rlim_max.min(20_000);
-            libc::setrlimit(libc::RLIMIT_NOFILE, &limit);
-        }
-    }
+    let mut limit = descriptor_limit();
+    limit.rlim_cur = limit.rlim_max.min(20_000);
+    // SAFETY: `limit` is valid for reads. If it fails, the checks say what they lack.
+    unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &limit) };
 }
 
 fn main() -> ExitCode {

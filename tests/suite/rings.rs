@@ -1,8 +1,8 @@
 //! Servers over io_uring when things go wrong: no ring to be had, a call into it that fails, and errors of the network,
 //! which are real, since those of a ring's operations cannot be injected.
 
-use crate::server::{Client, PATIENCE, Server, bin, number, run, summary};
-use crate::tcp::{Peer, connect_all, content};
+use crate::server::{Client, PATIENCE, Server, bin, content, number, run, summary};
+use crate::tcp::{Peer, connect_all};
 use crate::{Check, Needs, Run, check};
 use echo_lab::catalog::{Allocations, Kind, Row};
 use std::net::{SocketAddr, UdpSocket};

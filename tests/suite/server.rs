@@ -72,6 +72,16 @@ impl Server {
         Self::spawn(command.args(flags), Some(log))
     }
 
+    /// As [`start`](Self::start), with examples/count_alloc.rs put under it: [`Ended::allocations`].
+    #[cfg(target_os = "linux")]
+    pub fn counting(row: &Row, flags: &[&str]) -> Self {
+        let library = bin("examples").join("libcount_alloc.so");
+        assert!(library.exists(), "{} is missing: cargo build --examples", library.display());
+        let mut command = Command::new(bin(row.name));
+        command.env("LD_PRELOAD", library).args(["--json", "--bind", "127.0.0.1:0"]);
+        Self::spawn(command.args(flags), None)
+    }
+
     /// Starts `command`, which is to say where it listens.
     pub fn spawn(command: &mut Command, log: Option<PathBuf>) -> Self {
         let (mut server, line) = Self::spawn_with_line(command, log);
@@ -132,6 +142,22 @@ impl Server {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap();
         let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
         line.trim().trim_end_matches(" kB").parse().unwrap()
+    }
+
+    /// Runs `run` while strace is attached to the server.
+    #[cfg(unix)]
+    pub fn traced(&self, run: impl FnOnce()) {
+        let pid = self.pid().to_string();
+        let mut tracer = Command::new("strace");
+        tracer.args(["-f", "-o", "/dev/null", "-p", &pid]).stderr(Stdio::piped());
+        let mut tracer = tracer.spawn().unwrap();
+        let mut said = String::new();
+        BufReader::new(tracer.stderr.take().unwrap()).read_line(&mut said).unwrap();
+        assert!(said.contains("attached"), "{said}");
+        run();
+        // SAFETY: no memory is involved; the tracer has not been waited for, so the id is still its own.
+        unsafe { libc::kill(tracer.id() as i32, libc::SIGINT) };
+        tracer.wait().unwrap();
     }
 
     /// Returns when its main thread sleeps in a call: it waits, and has nothing left to look at.
@@ -198,6 +224,15 @@ impl Drop for Server {
     }
 }
 
+#[cfg(target_os = "linux")]
+impl Ended {
+    /// How many allocations examples/count_alloc.rs has counted.
+    pub fn allocations(&self) -> u64 {
+        let line = self.stderr.lines().find_map(|line| line.strip_prefix("allocations: "));
+        line.expect("a count").parse().unwrap()
+    }
+}
+
 /// The summary of a server that ended well. Each datagram that it received has been accounted for.
 pub fn summary(ended: &Ended) -> Value {
     assert!(ended.status.success(), "{:?} {}", ended.status, ended.stderr);
@@ -233,6 +268,11 @@ fn read_all(mut from: impl Read) -> String {
     let mut bytes = Vec::new();
     let _ = from.read_to_end(&mut bytes);
     String::from_utf8_lossy(&bytes).into_owned()
+}
+
+/// `len` bytes of a stream of which each byte says where it is.
+pub fn content(from: u64, len: usize) -> Vec<u8> {
+    (from..from + len as u64).map(|at| (at ^ (at >> 8) ^ (at >> 17)) as u8).collect()
 }
 
 /// Runs `name` to its end: its status, standard output and standard error.
@@ -285,6 +325,18 @@ impl Client {
     /// Echoes the numbers of `range`, one at a time.
     pub fn echo_numbers(&self, range: std::ops::Range<u32>) {
         range.for_each(|number| self.echo(&number.to_be_bytes()));
+    }
+
+    /// Echoes `count` numbers, of which `outstanding` are on their way at a time: they come back in order.
+    pub fn echo_windowed(&self, count: u32, outstanding: u32) {
+        for number in 0..count + outstanding {
+            if number < count {
+                self.send(&number.to_be_bytes());
+            }
+            if let Some(expected) = number.checked_sub(outstanding) {
+                assert_eq!(self.recv(), expected.to_be_bytes());
+            }
+        }
     }
 
     /// The number in the next datagram, if one comes within `timeout`.

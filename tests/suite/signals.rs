@@ -101,16 +101,7 @@ fn tracer(row: &Row) {
     let server = Server::start(row, &[]);
     let client = server.client();
     for _ in 0..3 {
-        let pid = server.pid().to_string();
-        let mut tracer =
-            Command::new("strace").args(["-o", "/dev/null", "-p", &pid]).stderr(Stdio::piped()).spawn().unwrap();
-        let mut said = String::new();
-        BufReader::new(tracer.stderr.take().unwrap()).read_line(&mut said).unwrap();
-        assert!(said.contains("attached"), "{said}");
-        client.echo_numbers(0..5);
-        // SAFETY: no memory is involved; the tracer has not been waited for, so the id is still its own.
-        unsafe { libc::kill(tracer.id() as i32, libc::SIGINT) };
-        tracer.wait().unwrap();
+        server.traced(|| client.echo_numbers(0..5));
         client.echo_numbers(0..5);
     }
     let (summary, _) = server.stop();

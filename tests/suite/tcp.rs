@@ -1,7 +1,7 @@
 //! The contract of every TCP echo server, on every system: bytes come back exactly, however they are cut and whoever
 //! else is connected.
 
-use crate::server::{PATIENCE, Server};
+use crate::server::{PATIENCE, Server, content};
 use crate::{Check, Needs, Run, check};
 use echo_lab::catalog::Row;
 use std::io::{ErrorKind, Read, Write};
@@ -89,11 +89,6 @@ impl Peer {
             read += count;
         }
     }
-}
-
-/// `len` bytes of a stream of which each byte says where it is.
-pub fn content(from: u64, len: usize) -> Vec<u8> {
-    (from..from + len as u64).map(|at| (at ^ (at >> 8) ^ (at >> 17)) as u8).collect()
 }
 
 /// Connects, with the kernel's patience for a full accept queue.

@@ -1,13 +1,13 @@
 //! TCP servers when things go wrong: signals, no descriptors, thousands of idle connections, and errors that strace
 //! makes the kernel report.
 
-use crate::server::{PATIENCE, Server, bin, number};
-use crate::tcp::{Peer, alone, connect_all, content};
+use crate::server::{PATIENCE, Server, bin, content, number};
+use crate::tcp::{Peer, alone, connect_all};
 use crate::{Check, Needs, Run, check};
 use echo_lab::catalog::Row;
-use std::io::{BufRead, BufReader, ErrorKind, Read};
+use std::io::{ErrorKind, Read};
 use std::net::TcpStream;
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -133,17 +133,7 @@ fn tracer(row: &Row) {
     let server = Server::start(row, &[]);
     let peer = Peer::new(&server);
     for _ in 0..3 {
-        let pid = server.pid().to_string();
-        let mut tracer = Command::new("strace");
-        tracer.args(["-f", "-o", "/dev/null", "-p", &pid]).stderr(Stdio::piped());
-        let mut tracer = tracer.spawn().unwrap();
-        let mut said = String::new();
-        BufReader::new(tracer.stderr.take().unwrap()).read_line(&mut said).unwrap();
-        assert!(said.contains("attached"), "{said}");
-        (0..5).for_each(|_| peer.echo(b"traced"));
-        // SAFETY: no memory is involved; the tracer has not been waited for, so the id is still its own.
-        unsafe { libc::kill(tracer.id() as i32, libc::SIGINT) };
-        tracer.wait().unwrap();
+        server.traced(|| (0..5).for_each(|_| peer.echo(b"traced")));
         (0..5).for_each(|_| peer.echo(b"alone"));
     }
     server.stop();
@@ -198,12 +188,7 @@ fn many_idle_connections(row: &Row) {
     // A thread needs a stack, and has its buffer at hand.
     let (wanted, limit_kib) = if threads { (1000, 80) } else { (10_000, 2) };
     alone(|| {
-        // SAFETY: `limit` is valid for writes.
-        let descriptors = unsafe {
-            let mut limit: libc::rlimit = std::mem::zeroed();
-            assert_eq!(libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit), 0);
-            limit.rlim_cur as usize
-        };
+        let descriptors = crate::descriptor_limit().rlim_cur as usize;
         let count = wanted.min(descriptors.saturating_sub(1500));
         assert!(count >= 500, "ulimit -n is {descriptors}: try 4096");
         let server = Server::start(row, &[]);
@@ -306,15 +291,11 @@ fn no_allocation(row: &Row) {
 }
 
 fn allocations(row: &Row, messages: u64) -> u64 {
-    let mut command = Command::new(bin(row.name));
-    command.env("LD_PRELOAD", bin("examples").join("libcount_alloc.so")).args(["--json", "--bind", "127.0.0.1:0"]);
-    let server = Server::spawn(&mut command, None);
+    let server = Server::counting(row, &[]);
     let peers = connect_all(&server, 4);
     for message in 0..messages {
         peers.iter().for_each(|peer| peer.write(&content(message, 64)));
         peers.iter().for_each(|peer| peer.expect(&content(message, 64)));
     }
-    let (_, ended) = server.stop();
-    let line = ended.stderr.lines().find_map(|line| line.strip_prefix("allocations: ")).expect("a count");
-    line.parse().unwrap()
+    server.stop().1.allocations()
 }

@@ -1,8 +1,7 @@
 //! The contract, on a veth pair: each check has two network namespaces of its own, which end with its thread.
 
 use crate::command_line::help;
-use crate::conformance::pattern;
-use crate::server::{Client, Ended, PATIENCE, Server, bin, number, summary};
+use crate::server::{Client, Ended, PATIENCE, Server, bin, content, number, summary};
 use crate::traces::steady;
 use crate::{Check, Needs, Run, check};
 use echo_lab::catalog::Row;
@@ -168,11 +167,11 @@ fn sizes(pair: &Pair, ip: &str) {
     let longest = if ip == V4 { 1472 } else { 1452 };
     let sizes = (0..20).chain([100, 1000, longest - 3, longest - 2, longest - 1, longest]);
     for (seed, len) in sizes.clone().enumerate() {
-        client.echo(&pattern(len, seed as u8));
+        client.echo(&content(seed as u64, len));
     }
     // Longer ones are fragments on the way: they go to the socket.
     for (seed, len) in [longest + 1, 9000, 65507].into_iter().enumerate() {
-        client.echo(&pattern(len, seed as u8));
+        client.echo(&content(seed as u64, len));
     }
     let (summary, _) = server.stop();
     assert_eq!(number(&summary["echoed"]), sizes.count() as u64 + 3, "{summary}");
@@ -181,17 +180,8 @@ fn sizes(pair: &Pair, ip: &str) {
 }
 
 fn order(pair: &Pair) {
-    const OUTSTANDING: u32 = 16;
     let server = pair.start(V4, &[]);
-    let client = client(server.addr);
-    for number in 0..1000 + OUTSTANDING {
-        if number < 1000 {
-            client.send(&number.to_be_bytes());
-        }
-        if let Some(expected) = number.checked_sub(OUTSTANDING) {
-            assert_eq!(client.recv(), expected.to_be_bytes());
-        }
-    }
+    client(server.addr).echo_windowed(1000, 16);
     server.stop();
 }
 
@@ -203,7 +193,7 @@ fn many_senders(pair: &Pair) {
             // Threads that are started here are in this thread's namespace.
             scope.spawn(move || {
                 let client = client(addr);
-                (0..50).for_each(|round| client.echo(&pattern(100 + round, sender)));
+                (0..50).for_each(|round| client.echo(&content(1000 * u64::from(sender), 100 + round)));
             });
         }
     });
@@ -358,7 +348,7 @@ fn checksums(pair: &Pair) {
         packet[..len].to_vec()
     };
     for len in (0..70).chain([500, 1471, 1472]) {
-        socket.echo(&pattern(len, len as u8));
+        socket.echo(&content(len as u64, len));
         let packet = next();
         assert_eq!(packet.len(), 28 + len);
         assert_eq!(sum(&packet), 0xffff, "{len} bytes");
@@ -394,11 +384,11 @@ fn count(pair: &Pair) {
 fn too_big(pair: &Pair) {
     let server = pair.start(V4, &["--max-size", "100", "--count", "2"]);
     let client = client(server.addr);
-    client.echo(&pattern(100, 1));
-    client.send(&pattern(101, 2)); // For the program,
-    client.send(&pattern(65507, 3)); // for the socket.
+    client.echo(&content(1, 100));
+    client.send(&content(2, 101)); // For the program,
+    client.send(&content(3, 65507)); // for the socket.
     thread::sleep(Duration::from_millis(100));
-    client.echo(&pattern(99, 4));
+    client.echo(&content(4, 99));
     assert_eq!(number(&summary(&server.wait())["too_big"]), 2);
 }
 
