@@ -6,7 +6,7 @@ use echo_lab::catalog::Row;
 use std::process::Command;
 use std::thread;
 
-pub fn checks() -> Vec<Check> {
+pub fn checks(row: &Row) -> Vec<Check> {
     let table: [(&str, Run); 10] = [
         ("sizes", |row| sizes(row, "127.0.0.1:0")),
         ("sizes_ipv6", |row| sizes(row, "[::1]:0")),
@@ -19,7 +19,24 @@ pub fn checks() -> Vec<Check> {
         ("recv_buffer", recv_buffer),
         ("idle_sockets", idle_sockets),
     ];
-    table.map(|(name, run)| check(name, Needs::Nothing, run)).into()
+    let mut checks: Vec<_> = table.map(|(name, run)| check(name, Needs::Nothing, run)).into();
+    for flag in forms(row) {
+        checks.push(check(format!("echoes_with_{flag}"), Needs::Nothing, move |row| echoes_with(row, flag)));
+    }
+    checks
+}
+
+/// Flags that change how a server does its work.
+fn forms(row: &Row) -> &'static [&'static str] {
+    match row.name {
+        "echo-select" | "echo-poll" => &["--drain-limit=64"],
+        "echo-epoll-edge" | "echo-mio-edge" => &["--register-per-wait"],
+        "echo-polling" => &["--mode=edge", "--mode=oneshot"],
+        "echo-mmsg" => &["--batch=1", "--epoll"],
+        "echo-tokio-batch" => &["--batch=1"],
+        "echo-reuseport" => &["--threads=3"],
+        _ => &[],
+    }
 }
 
 fn sizes(row: &Row, at: &str) {
@@ -34,6 +51,18 @@ fn sizes(row: &Row, at: &str) {
 fn order_of_one_sender(row: &Row) {
     let server = Server::start(row, &[]);
     server.client().echo_windowed(1000, 16);
+    server.stop();
+}
+
+/// The same promises, in another way.
+fn echoes_with(row: &Row, flag: &str) {
+    let server = Server::start(row, &[flag]);
+    let clients = [server.client(), server.client()];
+    for len in [0, 1, 1472, 65507] {
+        clients.iter().enumerate().for_each(|(number, client)| client.echo(&content(number as u64, len)));
+    }
+    clients[0].echo_windowed(1000, 16);
+    clients[1].echo_windowed(1000, 16);
     server.stop();
 }
 

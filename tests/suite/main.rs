@@ -143,7 +143,7 @@ fn main() -> ExitCode {
     for row in ROWS {
         let missing_feature = (!row.built).then(|| format!("needs --features {}", row.features.join(",")));
         let mut checks = match row.kind {
-            Kind::Udp => conformance::checks(),
+            Kind::Udp => conformance::checks(row),
             // No program runs in the driver of the loopback interface, and none of its echoes is a system call: faults
             // cannot be injected, and there is no trace. The same promises are kept on a veth pair.
             #[cfg(target_os = "linux")]
