@@ -1,7 +1,8 @@
 //! TCP servers that cut their streams into messages, and what only one of them does.
 
 #[cfg(unix)]
-use crate::server::{Server, content, number, run};
+use crate::server::number;
+use crate::server::{Server, content, run};
 use crate::tcp::{Peer, connect_all};
 use crate::{Check, Needs, Run, check};
 use echo_lab::catalog::Row;
