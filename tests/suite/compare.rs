@@ -30,6 +30,7 @@ pub fn checks(row: &Row) -> Vec<Check> {
             ("client_alone", Needs::Nothing, self_test),
             ("conditions", Needs::Nothing, conditions),
             ("subjects_that_fail", Needs::Nothing, subjects_that_fail),
+            ("flags_of_a_server", Needs::Tracepoints, flags_of_a_server),
             ("interrupted", Needs::Nothing, |_| ended_by(libc::SIGINT)),
             ("killed", Needs::Nothing, |_| ended_by(libc::SIGKILL)),
         ],
@@ -61,6 +62,7 @@ fn bad_usage(row: &Row) {
         (&["--tcp", "echo-tokio"], "no server \"echo-tokio\" in this build; did you mean echo-tcp-tokio?"),
         (&["--connections", "9", "--window", "8"], "--flows 9 needs a --window"),
         (&["--sweep", "colour"], "possible values: sockets, size, window"),
+        (&["echo-epol-edge --flag"], "no server \"echo-epol-edge\" in this build; did you mean echo-epoll-edge?"),
     ] {
         let (status, stdout, stderr) = run(row.name, flags);
         assert_eq!((status, stdout.as_str()), (Some(2), ""), "{flags:?}");
@@ -286,6 +288,22 @@ fn subjects_that_fail(_: &Row) {
     assert!(stdout.contains("silent: not measured: silent does not echo: no answer on 127.0.0.1:"), "{stdout}");
     assert!(stdout.contains("dies: not measured: "), "{stdout}");
     assert_eq!(subjects(&results).len(), 1);
+}
+
+/// The same server twice, with flags and without.
+fn flags_of_a_server(_: &Row) {
+    let drained = "echo-poll --drain-limit 64";
+    let flags = ["echo-poll", drained, "echo-poll --no-such-flag", "--assert", "echo-poll --drain-limit 64.x_cpu > 0"];
+    let (status, stdout, stderr, results) = quick(&flags);
+    assert_eq!((status, stderr.as_str()), (Some(1), ""));
+    let why = "echo-poll --no-such-flag does not listen: error: unexpected argument '--no-such-flag' found";
+    assert!(stdout.contains(why), "{stdout}");
+    let calls = |name: &str| {
+        let subject = subjects(&results).iter().find(|subject| subject["name"] == name).expect("measured");
+        subject["calls"]["one_outstanding"].as_object().unwrap().values().map(float).sum::<f64>()
+    };
+    let (plain, drained) = (calls("echo-poll"), calls(drained));
+    assert!((plain - 3.0).abs() < 0.2 && (drained - 4.0).abs() < 0.2, "{plain} and {drained} calls");
 }
 
 fn children(of: &Child) -> Vec<PathBuf> {

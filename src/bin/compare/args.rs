@@ -13,7 +13,7 @@ use std::path::PathBuf;
 #[derive(Parser)]
 #[command(version)]
 pub struct Args {
-    /// Echo servers of this build (default: all)
+    /// Echo servers of this build (default: all); one with flags of its own in quotes: 'echo-poll --drain-limit 64'
     pub servers: Vec<String>,
 
     /// List the servers of this build
@@ -162,7 +162,9 @@ impl Args {
         }
         let folder = std::env::current_exe().map_err(|error| format!("cannot find this program's folder: {error}"))?;
         let mut programs: Vec<_> = own(self.tcp)
-            .map(|row| (row.name.to_string(), Program::Own(folder.with_file_name(row.name), row.takes_sockets)))
+            .map(|row| {
+                (row.name.to_string(), Program::Own(folder.with_file_name(row.name), Vec::new(), row.takes_sockets))
+            })
             .collect();
         for (name, command) in &self.peer {
             if programs.iter().any(|(known, _)| known == name) {
@@ -172,13 +174,23 @@ impl Args {
         }
         let asked = self.servers.iter().map(String::as_str).chain([self.reference.as_str()]);
         for name in asked.chain(self.assert.iter().map(Condition::subject)) {
-            if !programs.iter().any(|(known, _)| known == name) {
-                let nearest = programs
-                    .iter()
-                    .max_by(|(a, _), (b, _)| strsim::jaro_winkler(a, name).total_cmp(&strsim::jaro_winkler(b, name)));
-                let nearest = nearest.map_or("", |(nearest, _)| nearest);
-                return Err(format!("no server {name:?} in this build; did you mean {nearest}? --list shows all"));
+            if programs.iter().any(|(known, _)| known == name) {
+                continue;
             }
+            let (server, flags) = name.split_once(' ').unwrap_or((name, ""));
+            let flags: Vec<_> = flags.split_whitespace().map(str::to_string).collect();
+            let program = match programs.iter().find(|(known, _)| known == server) {
+                Some((_, Program::Own(path, _, takes))) => Program::Own(path.clone(), flags, *takes),
+                _ => {
+                    let likeness = |(known, _): &(String, Program)| strsim::jaro_winkler(known, server);
+                    let nearest = programs.iter().max_by(|a, b| likeness(a).total_cmp(&likeness(b)));
+                    let nearest = nearest.map_or("", |(nearest, _)| nearest);
+                    return Err(format!(
+                        "no server {server:?} in this build; did you mean {nearest}? --list shows all"
+                    ));
+                }
+            };
+            programs.push((name.to_string(), program));
         }
         let named = |name: &String| self.servers.contains(name) || self.peer.iter().any(|(peer, _)| peer == name);
         if self.idle > 0 {

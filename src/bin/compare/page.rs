@@ -166,12 +166,14 @@ struct Server {
 }
 
 fn server(figures: &Figures) -> Server {
-    let name = &figures.name;
+    // Without its flags; the trace is that of a server without any.
+    let name = figures.name.split(' ').next().unwrap_or_default();
     let text = |folder: &'static Dir, file: String| folder.get_file(file)?.contents_utf8();
     let shows = catalog::find(name).map_or("A server from elsewhere, given with --peer.", |row| row.shows);
     // A server that is a folder shows its main part.
     let source = text(&SOURCES, format!("{name}.rs")).or_else(|| text(&SOURCES, format!("{name}/main.rs")));
-    Server { shows, source, trace: text(&TRACES, format!("{name}.txt")) }
+    let trace = if name == figures.name { text(&TRACES, format!("{name}.txt")) } else { None };
+    Server { shows, source, trace }
 }
 
 /// A sweep as curves, in a box of 100 by 100.

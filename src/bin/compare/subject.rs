@@ -29,8 +29,8 @@ pub struct Subject {
 /// What to start.
 #[derive(Clone, Debug)]
 pub enum Program {
-    /// A server of this package; whether it takes `--sockets`.
-    Own(PathBuf, bool),
+    /// A server of this package; its flags; whether it takes `--sockets`.
+    Own(PathBuf, Vec<String>, bool),
     /// A command line with `{addr}` or `{port}` in it, and perhaps `{sockets}`, for the shell.
     Peer(String),
 }
@@ -39,7 +39,7 @@ impl Program {
     /// Whether it can be told how many sockets to wait for.
     pub fn takes_sockets(&self) -> bool {
         match self {
-            Program::Own(_, takes) => *takes,
+            Program::Own(.., takes) => *takes,
             Program::Peer(line) => line.contains("{sockets}"),
         }
     }
@@ -50,9 +50,9 @@ impl Subject {
     /// right what the load will send.
     pub fn start(name: &str, program: &Program, sockets: usize, core: Option<usize>, shape: &Shape) -> Result<Self> {
         let (mut command, addr) = match program {
-            Program::Own(path, takes_sockets) => {
+            Program::Own(path, flags, takes_sockets) => {
                 let mut command = Command::new(path);
-                command.args(["--bind", "127.0.0.1:0"]).stdout(Stdio::piped());
+                command.args(["--bind", "127.0.0.1:0"]).args(flags).stdout(Stdio::piped());
                 if *takes_sockets && sockets > 1 {
                     command.args(["--sockets", &sockets.to_string()]);
                 }
@@ -177,12 +177,14 @@ impl Subject {
         Ok(time.into())
     }
 
-    /// The last line that it wrote to standard error.
+    /// Why it ended, if it wrote that to standard error: what it calls an error, or the last line.
     fn last_words(&self) -> String {
         let mut text = String::new();
         let mut stderr = &self.stderr;
         let _ = stderr.rewind().and_then(|()| stderr.read_to_string(&mut text));
-        text.lines().last().unwrap_or_default().into()
+        let mut lines = text.lines();
+        let error = lines.clone().find(|line| line.starts_with("error: "));
+        error.or(lines.next_back()).unwrap_or_default().into()
     }
 
     /// Its process.
