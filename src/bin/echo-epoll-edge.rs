@@ -56,11 +56,11 @@ fn main() -> Result<()> {
         let mut wanted = EpollFlags::EPOLLET | EpollFlags::EPOLLIN;
         wanted.set(EpollFlags::EPOLLOUT, echo.wants_send());
         // Both report what is ready already, so nothing is missed between EAGAIN and here.
-        let event = EpollEvent::new(wanted, SOCKET);
+        let mut event = EpollEvent::new(wanted, SOCKET);
         match interest.replace(wanted) {
             None => epoll.add(&socket, event).attempt("register the socket")?,
             Some(before) if before == wanted => {}
-            Some(_) => epoll.modify(&socket, &mut { event }).attempt("change the interest in the socket")?,
+            Some(_) => epoll.modify(&socket, &mut event).attempt("change the interest in the socket")?,
         }
         let timeout = match echo.timeout() {
             _ if more => EpollTimeout::ZERO, // No edge will tell of what was left behind.

@@ -47,8 +47,8 @@ fn main() -> Result<()> {
     // A send blocks while the socket's send buffer is full. It must not outlast the time to stop.
     socket.set_write_timeout(Some(DRAIN_DEADLINE)).attempt("limit the time of a send")?;
     let waker = stop::by_datagram(local)?;
-    let new = || Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC);
-    let epoll = epoll.then(new).transpose().attempt("create an epoll instance")?;
+    let epoll = epoll.then(|| Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC));
+    let epoll = epoll.transpose().attempt("create an epoll instance")?;
     let (receive, send) =
         if epoll.is_some() { (libc::MSG_DONTWAIT, libc::MSG_DONTWAIT) } else { (libc::MSG_WAITFORONE, 0) };
     let wait = |interest, limit: Option<Duration>| -> Result<u64> {

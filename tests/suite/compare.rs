@@ -31,6 +31,7 @@ pub fn checks(row: &Row) -> Vec<Check> {
             ("conditions", Needs::Nothing, conditions),
             ("subjects_that_fail", Needs::Nothing, subjects_that_fail),
             ("flags_of_a_server", Needs::Tracepoints, flags_of_a_server),
+            ("many_threads_and_few_descriptors", Needs::Tracepoints, few_descriptors),
             ("interrupted", Needs::Nothing, |_| ended_by(libc::SIGINT)),
             ("killed", Needs::Nothing, |_| ended_by(libc::SIGKILL)),
         ],
@@ -304,6 +305,22 @@ fn flags_of_a_server(_: &Row) {
     };
     let (plain, drained) = (calls("echo-poll"), calls(drained));
     assert!((plain - 3.0).abs() < 0.2 && (drained - 4.0).abs() < 0.2, "{plain} and {drained} calls");
+}
+
+/// Calls that cannot be counted one by one in each thread are counted together.
+fn few_descriptors(row: &Row) {
+    let file = temporary("few.json");
+    let script = "ulimit -n 250 && exec \"$0\" --quick --tcp --connections 20 echo-tcp-epoll --export-json \"$1\"";
+    let output = Command::new("bash").args(["-c", script]).arg(bin(row.name)).arg(&file).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let results: Value = serde_json::from_str(&fs::read_to_string(&file).unwrap()).unwrap();
+    fs::remove_file(&file).unwrap();
+    for subject in subjects(&results) {
+        let calls = subject["calls"]["loaded"].as_object().unwrap();
+        let together = calls.keys().collect::<Vec<_>>() == ["other"];
+        assert_eq!(together, subject["name"] == "echo-tcp-threads", "{calls:?}");
+    }
+    assert_eq!(results["notes"].as_array().unwrap().len(), 0, "{}", results["notes"]);
 }
 
 fn children(of: &Child) -> Vec<PathBuf> {

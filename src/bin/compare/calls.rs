@@ -20,8 +20,9 @@ use std::time::{Duration, Instant};
 const PATIENCE: Duration = Duration::from_secs(5);
 /// Where the kernel lists its tracepoints.
 const EVENTS: &str = "/sys/kernel/tracing/events";
-/// The calls that are counted one by one; the rest is `other`. All there are (about 360) could be counted as well, but
-/// the kernel takes some 30 ms to let go of each.
+/// The calls that are counted one by one; the rest is `other`, and all are where a server has more threads than there are
+/// descriptors for this. All there are (about 360) could be counted as well, but the kernel takes some 30 ms to let go of
+/// each.
 const NAMES: [&str; 27] = [
     "accept",
     "accept4",
@@ -124,12 +125,13 @@ impl Meter {
     }
 
     fn traced(&self, id: u32, work: impl FnOnce() -> Result<()>) -> Result<Calls> {
-        let mut counters = Vec::new();
-        for thread in threads(id) {
-            for (name, point) in &self.points {
-                counters.push((name, counter(*point, thread).attempt("count a tracepoint")?));
-            }
-        }
+        let all_calls = self.points.len() - 1..;
+        let counters = match counters(id, &self.points) {
+            // Too many threads to count each call in each of them.
+            Err(error) if error.raw_os_error() == Some(libc::EMFILE) => counters(id, &self.points[all_calls]),
+            counters => counters,
+        };
+        let mut counters = counters.attempt("count a tracepoint")?;
         counters.iter_mut().try_for_each(|(_, counter)| counter.enable()).attempt("start to count")?;
         work()?;
         let mut calls = Calls::new();
@@ -145,6 +147,12 @@ impl Meter {
         }
         Ok(calls)
     }
+}
+
+/// Counts each of `points` in each thread of the process `id`.
+fn counters(id: u32, points: &[(&'static str, u64)]) -> std::io::Result<Vec<(&'static str, Counter)>> {
+    let of_thread = |thread| points.iter().map(move |(name, point)| Ok((*name, counter(*point, thread)?)));
+    threads(id).into_iter().flat_map(of_thread).collect()
 }
 
 /// Counts in one thread, and in those that it starts.
