@@ -225,8 +225,13 @@ fn injected(row: &Row, call: &str, error: &str, failed: u64) {
     let when = if failed > 0 { "3" } else { "3..5" };
     let server = Server::strace(row, &["-e", &format!("inject={call}:error={error}:when={when}")], &[]);
     let mut peer = Peer::new(&server);
+    let of_a_wait = row.calls.is_some_and(|calls| calls.wait == Some(call));
     for round in 0..20u64 {
         let message = content(round, 100);
+        // Whoever finds the next message before its wait does not wait.
+        if of_a_wait && round < 10 {
+            server.until_it_waits();
+        }
         peer.write(&message);
         let mut found = vec![0; 100];
         let mut len = 0;
