@@ -348,8 +348,9 @@ fn ended_by(signal: i32) {
         assert!(stderr.starts_with("Error: interrupted: "), "{stderr}");
     }
     let limit = Instant::now() + Duration::from_secs(5);
-    while servers.iter().any(|server| server.exists()) {
-        assert!(Instant::now() < limit, "{servers:?} are left");
+    let left = || servers.iter().map(|server| fs::read_to_string(server.join("stat"))).filter_map(Result::ok);
+    while left().count() > 0 {
+        assert!(Instant::now() < limit, "left: {:?}", left().collect::<Vec<_>>());
         thread::sleep(Duration::from_millis(5));
     }
 }

@@ -69,10 +69,16 @@ impl Subject {
         };
         let (stderr, copy) = unnamed_file().and_then(|file| Ok((file.try_clone()?, file))).attempt("make a file")?;
         command.stdin(Stdio::null()).stderr(copy);
-        // SAFETY: prctl(2) and sched_setaffinity(2) are safe between fork and exec, and nothing else happens there.
+        let own = Pid::this();
+        // SAFETY: prctl(2), getppid(2) and sched_setaffinity(2) are safe between fork and exec, and nothing else happens
+        // there.
         unsafe {
             command.pre_exec(move || {
                 nix::sys::prctl::set_pdeathsig(Signal::SIGKILL)?;
+                // This process may have been killed before that.
+                if Pid::parent() != own {
+                    return Err(std::io::Error::from_raw_os_error(libc::ESRCH));
+                }
                 core.map_or(Ok(()), |core| Ok(pin(core)?))
             });
         }
