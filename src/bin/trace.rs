@@ -45,6 +45,8 @@ fn main() -> Result<()> {
         std::process::exit(2);
     };
     let log = env::temp_dir().join(format!("echo-lab-trace-{}", std::process::id()));
+    // A new one: a link of somebody else's under this name is not followed.
+    fs::File::create_new(&log).attempt(format_args!("create {}", log.display()))?;
     let outcome = run(row, &args, &log).and_then(|()| fs::read_to_string(&log).attempt("read what strace wrote"));
     let _ = fs::remove_file(&log);
     let calls = parse(&outcome?);

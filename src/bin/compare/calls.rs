@@ -163,6 +163,8 @@ fn counter(point: u64, thread: u32) -> std::io::Result<Counter> {
 
 fn straced(id: u32, work: impl FnOnce() -> Result<()>) -> Result<Calls> {
     let log = std::env::temp_dir().join(format!("echo-lab-compare-{id}"));
+    // A new one: a link of somebody else's under this name is not followed.
+    fs::File::create_new(&log).attempt(format_args!("create {}", log.display()))?;
     let mut strace = Command::new("strace");
     strace.args(["-f", "-qq", "-e", "signal=none", "-o"]).arg(&log).args(["-p", &id.to_string()]);
     // Beside the server: this process keeps its own core busy.

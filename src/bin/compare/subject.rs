@@ -236,7 +236,7 @@ pub fn pin(core: usize) -> nix::Result<()> {
 /// A file for as long as it is open. A pipe would block a server that writes more than it holds.
 fn unnamed_file() -> std::io::Result<File> {
     let path = std::env::temp_dir().join(format!("echo-lab-compare-{}", std::process::id()));
-    let file = File::options().read(true).write(true).create(true).truncate(true).open(&path)?;
+    let file = File::options().read(true).write(true).create_new(true).open(&path)?;
     fs::remove_file(path).map(|()| file)
 }
 
