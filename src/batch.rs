@@ -1,5 +1,6 @@
 //! Memory for recvmmsg(2) and sendmmsg(2): datagrams, each with its header. The calls are the example's.
 
+use crate::policy::NOBODY;
 use libc::{iovec, mmsghdr};
 use socket2::{SockAddr, SockAddrStorage};
 use std::net::SocketAddr;
@@ -63,8 +64,7 @@ impl Batch {
         let (name, len) = (header.msg_hdr.msg_name.cast::<SockAddrStorage>(), header.msg_hdr.msg_namelen);
         // SAFETY: it points to a name of this batch, which the kernel has filled in, with its length.
         let name = unsafe { SockAddr::new(name.read(), len) };
-        let unknown = SocketAddr::from(([0, 0, 0, 0], 0));
-        (header.msg_len as usize, name.as_socket().unwrap_or(unknown))
+        (header.msg_len as usize, name.as_socket().unwrap_or(NOBODY))
     }
 
     /// Keeps the `at`th datagram, to be sent after those kept before. To be called in the order of the datagrams.

@@ -83,8 +83,8 @@ pub fn idle(count: u16) -> Result<Vec<UdpSocket>> {
     (1..=count).map(socket).collect()
 }
 
-/// Bytes that can be sent on `socket` before it would block: SIOCOUTQ says what is still on its way out (udp(7)). A
-/// datagram takes more than its length, but less than twice that and 2048 bytes.
+/// Bytes that can be sent on `socket` before it would block, counted as [`send_cost`] does: SIOCOUTQ says what is still on
+/// its way out (udp(7)).
 #[cfg(all(target_os = "linux", any(feature = "uring", feature = "compio")))]
 pub fn send_room<'s>(socket: impl Into<SockRef<'s>>) -> std::io::Result<usize> {
     use std::os::fd::AsRawFd;
@@ -96,6 +96,12 @@ pub fn send_room<'s>(socket: impl Into<SockRef<'s>>) -> std::io::Result<usize> {
         0 => Ok(limit.saturating_sub(queued as usize)),
         _ => Err(std::io::Error::last_os_error()),
     }
+}
+
+/// Bytes of the send buffer that a datagram of `len` bytes takes at the most: its length, and what the kernel adds to it.
+#[cfg(all(target_os = "linux", any(feature = "uring", feature = "compio")))]
+pub fn send_cost(len: usize) -> usize {
+    2 * len + 2048
 }
 
 /// Datagrams dropped since `socket` was opened, because its receive buffer was full: SO_MEMINFO (Linux 4.12),

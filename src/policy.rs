@@ -1,7 +1,10 @@
 //! Which datagrams get no answer, and what an I/O error means for the server.
 
 use std::io::{Error, ErrorKind};
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+
+/// The sender of a datagram that has none, or one of an unknown address family. It gets no answer: its port is 0.
+pub const NOBODY: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0);
 
 /// Why a datagram is not echoed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

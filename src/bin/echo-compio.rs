@@ -27,7 +27,7 @@ use {
     compio::runtime::fd::PollFd,
     compio::runtime::{RuntimeBuilder, Submit, submit},
     echo_lab::ledger::{Ledger, Received, Sent},
-    echo_lab::{Attempt, Result, cli, net, no_ring, report, stop},
+    echo_lab::{Attempt, Result, cli, net, no_ring, policy, report, stop},
     futures::stream::Stream,
     nix::sys::signalfd::SignalFd,
     socket2::Socket,
@@ -118,7 +118,7 @@ async fn serve(socket: &UdpSocket, signals: &PollFd<SignalFd>, ledger: &mut Ledg
                 let Poll::Ready(Some(result)) = receives.as_mut().poll_next(cx) else { break };
                 match result {
                     Ok(datagram) => {
-                        let peer = datagram.addr().and_then(|peer| peer.as_socket()).unwrap_or(([0; 4], 0).into());
+                        let peer = datagram.addr().and_then(|peer| peer.as_socket()).unwrap_or(policy::NOBODY);
                         if let Received::Datagram(..) = ledger.received(Ok((datagram.data().len(), peer)))? {
                             waiting.push_back((Datagram(datagram.into_inner()), peer));
                         }
@@ -129,7 +129,7 @@ async fn serve(socket: &UdpSocket, signals: &PollFd<SignalFd>, ledger: &mut Ledg
                 }
             }
             while let Some((datagram, peer)) = waiting.pop_front() {
-                let cost = 2 * datagram.buf_len() + 2048;
+                let cost = net::send_cost(datagram.buf_len());
                 if room < cost && sends.is_empty() && !waiting.is_empty() {
                     room = net::send_room(socket).attempt("ask for the room in the send buffer")?;
                 }

@@ -19,7 +19,7 @@ use {
     clap::{Args, value_parser},
     echo_lab::ledger::{Ledger, Received, Sent},
     echo_lab::ring::{self, GROUP, Provided},
-    echo_lab::{Attempt, Error, Result, cli, net, report, stop},
+    echo_lab::{Attempt, Error, Result, cli, net, policy, report, stop},
     io_uring::types::{Fd, Fixed, RecvMsgOut, SubmitArgs, Timespec},
     io_uring::{cqueue, opcode, squeue},
     libc::msghdr,
@@ -90,7 +90,7 @@ fn main() -> Result<()> {
         }
         if sending == 0 && !waiting.is_empty() {
             let to_come = usize::try_from(ledger.to_come()).unwrap_or(usize::MAX);
-            let cost = |(_, len, _): &(u16, usize, usize)| 2 * len + 2048;
+            let cost = |(_, len, _): &(u16, usize, usize)| net::send_cost(*len);
             let total = waiting.iter().map(cost).sum::<usize>();
             if room < total && waiting.len() > 1 {
                 room = net::send_room(&socket).attempt("ask for the room in the send buffer")?;
@@ -194,5 +194,5 @@ fn peer(name: &[u8]) -> SocketAddr {
         (&raw mut storage).cast::<u8>().copy_from_nonoverlapping(name.as_ptr(), len);
         SockAddr::new(storage, len as u32)
     };
-    name.as_socket().unwrap_or(([0; 4], 0).into())
+    name.as_socket().unwrap_or(policy::NOBODY)
 }

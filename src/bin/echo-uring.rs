@@ -19,7 +19,7 @@ fn main() -> echo_lab::Result<()> {
 use {
     clap::{Args, value_parser},
     echo_lab::ledger::{Ledger, Received, Sent},
-    echo_lab::{Attempt, Result, cli, net, report, ring, stop},
+    echo_lab::{Attempt, Result, cli, net, policy, report, ring, stop},
     io_uring::types::{Fd, SubmitArgs, Timespec},
     io_uring::{opcode, squeue},
     libc::{iovec, msghdr},
@@ -198,6 +198,6 @@ impl Slot {
     fn peer(&self) -> SocketAddr {
         // SAFETY: the kernel has filled in the name, and says its length.
         let name = unsafe { SockAddr::new((&raw const self.name).read(), self.header.msg_namelen) };
-        name.as_socket().unwrap_or(([0; 4], 0).into())
+        name.as_socket().unwrap_or(policy::NOBODY)
     }
 }
