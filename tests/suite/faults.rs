@@ -206,7 +206,7 @@ fn spoofed(row: &Row, source: Option<u16>, reason: &str) {
     }
     is_well(&server, memory);
     // Of a server with several threads another one has them, and may not have had its turn.
-    std::thread::sleep(Duration::from_millis(200));
+    server.until_it_waits();
     let (summary, _) = server.stop();
     assert_eq!(number(&summary["refused"][reason]), u64::from(SPOOFED), "{summary}");
     assert_eq!(number(&summary["received"]), 20 + u64::from(SPOOFED), "a loop: {summary}");

@@ -160,12 +160,19 @@ impl Server {
         tracer.wait().unwrap();
     }
 
-    /// Returns when its main thread sleeps in a call: it waits, and has nothing left to look at.
+    /// Returns when all of its threads sleep in a call: it waits, and has nothing left to look at.
     #[cfg(target_os = "linux")]
     pub fn until_it_waits(&self) {
         let limit = Instant::now() + PATIENCE;
-        let status = format!("/proc/{}/status", self.pid());
-        while !std::fs::read_to_string(&status).unwrap().contains("State:\tS") {
+        let threads = format!("/proc/{}/task", self.pid());
+        let asleep = || {
+            let mut threads = std::fs::read_dir(&threads).unwrap().flatten();
+            threads.all(|thread| {
+                let status = std::fs::read_to_string(thread.path().join("status"));
+                status.is_ok_and(|status| status.contains("State:\tS"))
+            })
+        };
+        while !asleep() {
             assert!(Instant::now() < limit, "busy for {PATIENCE:?}");
             thread::sleep(Duration::from_millis(2));
         }
