@@ -3,6 +3,7 @@
 use crate::server::{Client, Server, bin, content, number, run, summary};
 use crate::{Check, Needs, Run, check};
 use echo_lab::catalog::Row;
+use std::net::SocketAddr;
 use std::process::Command;
 use std::thread;
 
@@ -70,15 +71,20 @@ fn echoes_with(row: &Row, flag: &str) {
 
 fn many_senders(row: &Row) {
     let server = Server::start(row, &[]);
-    let addr = server.addr;
-    let senders = (0..20u8).map(|sender| {
-        thread::spawn(move || {
-            let client = Client::new(addr);
-            (0..50).for_each(|round| client.echo(&content(1000 * u64::from(sender), 100 + round)));
-        })
-    });
-    senders.collect::<Vec<_>>().into_iter().for_each(|sender| sender.join().unwrap());
+    echo_from_many(server.addr, Client::new);
     server.stop();
+}
+
+/// 20 clients at a time, which are made by threads of the calling one: 1000 echoes.
+pub fn echo_from_many(server: SocketAddr, client: fn(SocketAddr) -> Client) {
+    thread::scope(|scope| {
+        for sender in 0..20 {
+            scope.spawn(move || {
+                let client = client(server);
+                (0..50).for_each(|round| client.echo(&content(1000 * sender, 100 + round)));
+            });
+        }
+    });
 }
 
 fn count(row: &Row) {

@@ -1,11 +1,11 @@
 //! Servers over io_uring when things go wrong: no ring to be had, a call into it that fails, and errors of the network,
 //! which are real, since those of a ring's operations cannot be injected.
 
-use crate::server::{Client, PATIENCE, Server, bin, content, number, run, summary};
+use crate::server::{Client, Server, bin, content, number, run, summary};
 use crate::tcp::{Peer, connect_all};
+use crate::xdp::new_namespace;
 use crate::{Check, Needs, Run, check};
 use echo_lab::catalog::{Allocations, Kind, Row};
-use std::net::{SocketAddr, UdpSocket};
 use std::process::{Command, Stdio};
 use std::sync::LazyLock;
 use std::thread;
@@ -143,8 +143,7 @@ pub fn namespace() -> bool {
 fn namespaced(run: impl FnOnce() + Send) {
     thread::scope(|scope| {
         let inside = scope.spawn(|| {
-            // SAFETY: no memory is involved; only this thread changes its network.
-            assert_eq!(unsafe { libc::unshare(libc::CLONE_NEWNET) }, 0);
+            new_namespace().unwrap();
             shell("ip link set lo up");
             run();
         });
@@ -156,19 +155,12 @@ fn shell(script: &str) {
     assert!(Command::new("sh").args(["-c", script]).status().unwrap().success(), "{script}");
 }
 
-/// A client at another address of this network.
-fn client_at(ip: &str, server: &Server) -> Client {
-    let socket = UdpSocket::bind(SocketAddr::new(ip.parse().unwrap(), 0)).unwrap();
-    socket.connect(server.addr).unwrap();
-    socket.set_read_timeout(Some(PATIENCE)).unwrap();
-    Client(socket)
-}
-
 /// Answers that cannot be sent (ENETUNREACH, EACCES) are counted, and those between them are sent.
 fn no_route(row: &Row) {
     shell("ip addr add 10.9.0.1/32 dev lo; ip addr add 10.9.0.2/32 dev lo");
     let server = Server::start(row, &[]);
-    let (near, lost, forbidden) = (server.client(), client_at("10.9.0.1", &server), client_at("10.9.0.2", &server));
+    let [lost, forbidden] = ["10.9.0.1", "10.9.0.2"].map(|ip| Client::at(ip, server.addr));
+    let near = server.client();
     (0..3).for_each(|number| {
         [&near, &lost, &forbidden].iter().for_each(|client| client.echo_numbers(number..number + 1))
     });

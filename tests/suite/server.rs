@@ -294,8 +294,12 @@ pub struct Client(pub UdpSocket);
 
 impl Client {
     pub fn new(server: SocketAddr) -> Self {
-        let any: SocketAddr = if server.is_ipv4() { "127.0.0.1:0" } else { "[::1]:0" }.parse().unwrap();
-        let socket = UdpSocket::bind(any).unwrap();
+        Self::at(if server.is_ipv4() { "127.0.0.1" } else { "::1" }, server)
+    }
+
+    /// One at the address `ip`.
+    pub fn at(ip: &str, server: SocketAddr) -> Self {
+        let socket = UdpSocket::bind(SocketAddr::new(ip.parse().unwrap(), 0)).unwrap();
         socket.connect(server).unwrap();
         socket.set_read_timeout(Some(PATIENCE)).unwrap();
         Self(socket)

@@ -3,6 +3,7 @@
 use crate::server::{Client, Server, bin, number, summary};
 use crate::{Check, Needs, Run, check};
 use echo_lab::catalog::Row;
+use serde_json::Value;
 use std::io::{BufRead, BufReader, Read};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -33,10 +34,17 @@ fn one_signal(row: &Row, signal: i32) {
 }
 
 fn signals_at_random_moments(row: &Row) {
-    // Moments spread over the first milliseconds of a run, with traffic and without: idle, about to wait, at work.
-    for round in 0..40u64 {
+    at_random_moments(40, || {
         let server = Server::start(row, &[]);
         let client = server.client();
+        (server, client)
+    });
+}
+
+/// Moments spread over the first milliseconds of a run, with traffic and without: idle, about to wait, at work.
+pub fn at_random_moments(rounds: u64, start: impl Fn() -> (Server, Client)) {
+    for round in 0..rounds {
+        let (server, client) = start();
         (0..round % 4).for_each(|number| client.send(&number.to_be_bytes()));
         let moment = Instant::now() + Duration::from_micros(round * 7919 % 3000);
         while Instant::now() < moment {
@@ -55,8 +63,13 @@ fn signals_at_random_moments(row: &Row) {
 fn sigterm_under_flood(row: &Row) {
     let server = Server::start(row, &[]);
     let client = server.client();
+    stops_under_flood(server, &client);
+}
+
+/// Its summary. `client` does not wait for answers.
+pub fn stops_under_flood(server: Server, client: &Client) -> Value {
     let over = AtomicBool::new(false);
-    let took = thread::scope(|scope| {
+    let (took, summary) = thread::scope(|scope| {
         for _ in 0..2 {
             scope.spawn(|| {
                 let limit = Instant::now() + Duration::from_secs(5);
@@ -68,11 +81,12 @@ fn sigterm_under_flood(row: &Row) {
         }
         thread::sleep(Duration::from_millis(100));
         let start = Instant::now();
-        server.stop();
+        let (summary, _) = server.stop();
         over.store(true, Ordering::Relaxed);
-        start.elapsed()
+        (start.elapsed(), summary)
     });
     assert!(took < Duration::from_secs(2), "took {took:?}");
+    summary
 }
 
 fn burst_while_stopped(row: &Row) {

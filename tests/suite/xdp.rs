@@ -1,14 +1,16 @@
 //! The contract, on a veth pair: each check has two network namespaces of its own, which end with its thread.
 
 use crate::command_line::help;
+use crate::conformance::echo_from_many;
 use crate::server::{Client, Ended, PATIENCE, Server, bin, content, number, summary};
+use crate::signals::{at_random_moments, stops_under_flood};
 use crate::traces::steady;
 use crate::{Check, Needs, Run, check};
 use echo_lab::catalog::Row;
 use socket2::{Domain, Protocol, Socket, Type};
 use std::fs::File;
 use std::io::{self, ErrorKind, Read};
-use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::os::fd::AsRawFd;
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
@@ -56,7 +58,7 @@ pub fn can_run() -> bool {
 }
 
 /// The network of the calling thread becomes a new one, which lives as long as the file is open, or the thread lives.
-fn new_namespace() -> io::Result<File> {
+pub fn new_namespace() -> io::Result<File> {
     // SAFETY: no memory is involved.
     match unsafe { libc::unshare(libc::CLONE_NEWNET) } {
         0 => File::open("/proc/thread-self/ns/net"),
@@ -155,10 +157,7 @@ impl Pair {
 
 /// A client in the namespace of the calling thread.
 fn client(server: SocketAddr) -> Client {
-    let socket = UdpSocket::bind(if server.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" }).unwrap();
-    socket.connect(server).unwrap();
-    socket.set_read_timeout(Some(PATIENCE)).unwrap();
-    Client(socket)
+    Client::at(if server.is_ipv4() { "0.0.0.0" } else { "::" }, server)
 }
 
 fn sizes(pair: &Pair, ip: &str) {
@@ -187,16 +186,8 @@ fn order(pair: &Pair) {
 
 fn many_senders(pair: &Pair) {
     let server = pair.start(V4, &[]);
-    let addr = server.addr;
-    thread::scope(|scope| {
-        for sender in 0..20u8 {
-            // Threads that are started here are in this thread's namespace.
-            scope.spawn(move || {
-                let client = client(addr);
-                (0..50).for_each(|round| client.echo(&content(1000 * u64::from(sender), 100 + round)));
-            });
-        }
-    });
+    // The threads that it starts are in this thread's namespace.
+    echo_from_many(server.addr, client);
     let (summary, _) = server.stop();
     assert_eq!(number(&summary["echoed"]), 1000, "{summary}");
 }
@@ -428,41 +419,18 @@ fn killed(pair: &Pair) {
 }
 
 fn random_moments(pair: &Pair) {
-    for round in 0..20u64 {
+    at_random_moments(20, || {
         let server = pair.start(V4, &[]);
         let client = client(server.addr);
-        (0..round % 4).for_each(|number| client.send(&number.to_be_bytes()));
-        thread::sleep(Duration::from_micros(round * 7919 % 3000));
-        for again in 0..=round % 3 {
-            server.signal(if (round + again) % 2 == 0 { libc::SIGTERM } else { libc::SIGINT });
-        }
-        let start = Instant::now();
-        summary(&server.wait());
-        assert!(start.elapsed() < Duration::from_secs(2), "round {round}: took {:?}", start.elapsed());
-    }
+        (server, client)
+    });
 }
 
 fn flood(pair: &Pair) {
     let server = pair.start(V4, &[]);
     let client = client(server.addr);
-    let over = std::sync::atomic::AtomicBool::new(false);
-    let took = thread::scope(|scope| {
-        for _ in 0..2 {
-            scope.spawn(|| {
-                let limit = Instant::now() + Duration::from_secs(5);
-                while !over.load(std::sync::atomic::Ordering::Relaxed) && Instant::now() < limit {
-                    let _ = client.0.send(&[0; 64]);
-                }
-            });
-        }
-        thread::sleep(Duration::from_millis(100));
-        let start = Instant::now();
-        let (summary, _) = server.stop();
-        over.store(true, std::sync::atomic::Ordering::Relaxed);
-        assert!(number(&summary["echoed"]) > 1000, "{summary}");
-        start.elapsed()
-    });
-    assert!(took < Duration::from_secs(2), "took {took:?}");
+    let summary = stops_under_flood(server, &client);
+    assert!(number(&summary["echoed"]) > 1000, "{summary}");
 }
 
 fn errors(pair: &Pair) {
