@@ -70,6 +70,31 @@ pub enum Allocations {
     PerEcho(u64),
 }
 
+/// The memory that a TCP server holds of one connection, at most. The kernel's own buffers are not in it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Held {
+    /// Bytes for what the server knows of a connection, whatever it does: with a thread for each, also the thread's stack.
+    pub fixed: usize,
+    /// Buffers of `--buffer` bytes while the connection is idle.
+    pub idle: usize,
+    /// Buffers of `--buffer` bytes if the peer never reads.
+    pub silent: usize,
+    /// Whole messages of `--max-frame` bytes if the peer never reads, in the modes that echo those.
+    pub messages: usize,
+}
+
+impl Held {
+    /// Bytes of an idle connection.
+    pub fn of_idle(&self, buffer: usize) -> usize {
+        self.fixed + self.idle * buffer
+    }
+
+    /// Bytes of a connection whose peer never reads, where messages have `message` bytes at most; 0 without messages.
+    pub fn of_silent(&self, buffer: usize, message: usize) -> usize {
+        self.fixed + self.silent * buffer + self.messages * message
+    }
+}
+
 /// One binary.
 #[derive(Clone, Copy, Debug)]
 pub struct Row {
@@ -87,6 +112,10 @@ pub struct Row {
     pub calls: Option<Calls>,
     /// What it allocates after its start, for a server.
     pub allocations: Allocations,
+    /// What it holds of each connection, for a TCP server.
+    pub held: Held,
+    /// The flags with which a TCP server echoes whole messages.
+    pub modes: &'static [&'static str],
     /// Whether it can wait for many sockets: `--sockets`.
     pub takes_sockets: bool,
     /// The question it answers, in one sentence.
@@ -316,15 +345,19 @@ pub const ROWS: &[Row] = &[
             "What does a runtime add to io_uring?",
         ))
     },
-    tcp(
-        "echo-tcp-threads",
-        &[],
-        true,
-        Systems::All,
-        None,
-        2,
-        "What does TCP echo cost with a thread for each connection?",
-    ),
+    Row {
+        // A stack, and the buffer that its read waits with.
+        held: Held { fixed: 16 << 10, idle: 1, silent: 1, messages: 0 },
+        ..tcp(
+            "echo-tcp-threads",
+            &[],
+            true,
+            Systems::All,
+            None,
+            2,
+            "What does TCP echo cost with a thread for each connection?",
+        )
+    },
     tcp(
         "echo-tcp-epoll",
         &["epoll"],
@@ -361,33 +394,44 @@ pub const ROWS: &[Row] = &[
         3,
         "What does a task for each connection cost, in place of a thread?",
     ),
-    tcp(
-        "echo-tcp-registrar",
-        &["mio"],
-        cfg!(feature = "mio"),
-        Systems::All,
-        Some("epoll_wait"),
-        5,
-        "What if one thread polls, and others register and work?",
-    ),
-    tcp(
-        "echo-tcp-reactor",
-        &["mio"],
-        cfg!(feature = "mio"),
-        Systems::All,
-        Some("epoll_wait"),
-        3,
-        "What if a program only says how it reacts to messages and commands?",
-    ),
-    ringing(tcp(
-        "echo-tcp-uring",
-        &["uring"],
-        cfg!(feature = "uring"),
-        Systems::Linux,
-        None,
-        1,
-        "How does one thread serve many connections with io_uring?",
-    )),
+    Row {
+        held: Held { fixed: 2048, idle: 0, silent: 1, messages: 2 },
+        modes: &["--lines", "--frames"],
+        ..tcp(
+            "echo-tcp-registrar",
+            &["mio"],
+            cfg!(feature = "mio"),
+            Systems::All,
+            Some("epoll_wait"),
+            5,
+            "What if one thread polls, and others register and work?",
+        )
+    },
+    Row {
+        held: Held { fixed: 2048, idle: 0, silent: 2, messages: 2 },
+        modes: &["--frames"],
+        ..tcp(
+            "echo-tcp-reactor",
+            &["mio"],
+            cfg!(feature = "mio"),
+            Systems::All,
+            Some("epoll_wait"),
+            3,
+            "What if a program only says how it reacts to messages and commands?",
+        )
+    },
+    Row {
+        held: Held { fixed: 2048, idle: 0, silent: 8, messages: 0 },
+        ..ringing(tcp(
+            "echo-tcp-uring",
+            &["uring"],
+            cfg!(feature = "uring"),
+            Systems::Linux,
+            None,
+            1,
+            "How does one thread serve many connections with io_uring?",
+        ))
+    },
     probe("future-notify", &["futures"], cfg!(feature = "futures"), "Who polls a future again, and when?"),
     probe("mio-empty", &["mio"], cfg!(feature = "mio"), "What does mio do with nothing registered?"),
     probe(
@@ -480,7 +524,8 @@ const fn udp(
 ) -> Row {
     let calls = Some(Calls { recv: "recvfrom", send: "sendto", wait, per_echo });
     let (allocations, takes_sockets) = (Allocations::None, wait.is_some());
-    Row { name, kind: Kind::Udp, features, built, systems, calls, allocations, takes_sockets, shows }
+    let held = Held { fixed: 0, idle: 0, silent: 0, messages: 0 };
+    Row { name, kind: Kind::Udp, features, built, systems, calls, allocations, held, modes: &[], takes_sockets, shows }
 }
 
 const fn tcp(
@@ -492,7 +537,8 @@ const fn tcp(
     per_echo: usize,
     shows: &'static str,
 ) -> Row {
-    Row { kind: Kind::Tcp, takes_sockets: false, ..udp(name, features, built, systems, wait, per_echo, shows) }
+    let held = Held { fixed: 2048, idle: 0, silent: 1, messages: 0 };
+    Row { kind: Kind::Tcp, held, takes_sockets: false, ..udp(name, features, built, systems, wait, per_echo, shows) }
 }
 
 /// With calls of its own, and without `--sockets`.

@@ -25,6 +25,8 @@ mod signals;
 mod tcp;
 #[cfg(target_os = "linux")]
 mod tcp_faults;
+#[cfg(target_os = "linux")]
+mod tcp_memory;
 mod tcp_modes;
 #[cfg(target_os = "linux")]
 mod traces;
@@ -170,6 +172,7 @@ fn main() -> ExitCode {
             }
             if row.kind == Kind::Tcp {
                 checks.extend(tcp_faults::checks(row));
+                checks.extend(tcp_memory::checks(row));
             }
             checks.extend(traces::checks(row));
             checks.extend(heap::checks(row));

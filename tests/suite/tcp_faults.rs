@@ -1,8 +1,8 @@
-//! TCP servers when things go wrong: signals, no descriptors, thousands of idle connections, and errors that strace
+//! TCP servers when things go wrong: signals, no descriptors, and errors that strace
 //! makes the kernel report.
 
 use crate::server::{PATIENCE, Server, bin, content, number};
-use crate::tcp::{Peer, alone, connect_all};
+use crate::tcp::{Peer, connect_all};
 use crate::{Check, Needs, Run, check};
 use echo_lab::catalog::Row;
 use std::io::{ErrorKind, Read};
@@ -12,14 +12,13 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 pub fn checks(row: &Row) -> Vec<Check> {
-    let table: [(&str, Run); 8] = [
+    let table: [(&str, Run); 7] = [
         ("sigterm_with_connections_open", |row| sigterm(row, libc::SIGTERM)),
         ("sigint_with_connections_open", |row| sigterm(row, libc::SIGINT)),
         ("sigterm_with_bytes_on_their_way", sigterm_on_the_way),
         ("sigterm_while_nobody_reads", sigterm_while_nobody_reads),
         ("stop_and_continue", stop_and_continue),
         ("out_of_descriptors", out_of_descriptors),
-        ("many_idle_connections", many_idle_connections),
         ("waits_while_idle", waits_while_idle),
     ];
     let mut checks: Vec<_> = table.map(|(name, run)| check(name, Needs::Nothing, run)).into();
@@ -180,32 +179,6 @@ fn out_of_descriptors(row: &Row) {
     let (summary, _) = server.stop();
     assert_eq!(number(&summary["accepted"]), 100, "{summary}");
     assert!(number(&summary["exhausted"]) > 0, "{summary}");
-}
-
-/// What an idle connection costs in memory, and that among thousands of them one is served.
-fn many_idle_connections(row: &Row) {
-    let threads = row.name == "echo-tcp-threads";
-    // A thread needs a stack, and has its buffer at hand.
-    let (wanted, limit_kib) = if threads { (1000, 80) } else { (10_000, 2) };
-    alone(|| {
-        let descriptors = crate::descriptor_limit().rlim_cur as usize;
-        let count = wanted.min(descriptors.saturating_sub(1500));
-        assert!(count >= 500, "ulimit -n is {descriptors}: try 4096");
-        let server = Server::start(row, &[]);
-        let polite = Peer::new(&server);
-        polite.echo(b"warm");
-        let before = server.memory();
-        let peers = connect_all(&server, count);
-        // The last one is accepted last.
-        peers[count - 1].echo(b"last");
-        polite.echo(b"still served");
-        let each = (server.memory() - before) as f64 / count as f64;
-        assert!(each <= f64::from(limit_kib), "{each:.2} KiB for each of {count} idle connections");
-        drop(peers);
-        polite.echo(b"still served");
-        let (summary, _) = server.stop();
-        assert_eq!(number(&summary["accepted"]), 1 + count as u64, "{summary}");
-    });
 }
 
 /// An idle server with a connection sleeps.

@@ -11,26 +11,29 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 pub fn checks(row: &Row) -> Vec<Check> {
-    let frames: [(&str, Run); 4] = [
+    let frames: &[(&str, Run)] = &[
         ("frames_come_back_whole", frames_come_back_whole),
         ("frames_of_many_connections", |row| many_connections(row, "--frames")),
         ("frame_beyond_the_limit", |row| beyond_the_limit(row, "--frames", &frame(&[7; 1001]))),
         ("frame_of_four_gigabytes", |row| beyond_the_limit(row, "--frames", b"\xff\xff\xff\xff")),
     ];
-    let registrar: [(&str, Run); 6] = [
+    let lines: &[(&str, Run)] = &[
         ("lines_come_back_whole", lines_come_back_whole),
         ("lines_of_many_connections", |row| many_connections(row, "--lines")),
         ("line_beyond_the_limit", |row| beyond_the_limit(row, "--lines", &[b'x'; 1001])),
-        ("idle_connection_is_closed", idle_connection_is_closed),
-        ("idle_timeout_of_zero", idle_timeout_of_zero),
-        ("fastest_interval_starves_nothing", fastest_interval),
     ];
-    let table = match row.name {
-        "echo-tcp-registrar" => [&frames[..], &registrar[..]].concat(),
-        "echo-tcp-reactor" => [&frames[..], &[("several_runtimes", several_runtimes as Run)]].concat(),
-        "pingpong" => vec![("reports_round_trips", reports_round_trips as Run), ("bad_flags", pingpong_flags)],
-        _ => return Vec::new(),
+    let own: &[(&str, Run)] = match row.name {
+        "echo-tcp-registrar" => &[
+            ("idle_connection_is_closed", idle_connection_is_closed),
+            ("idle_timeout_of_zero", idle_timeout_of_zero),
+            ("fastest_interval_starves_nothing", fastest_interval),
+        ],
+        "echo-tcp-reactor" => &[("several_runtimes", several_runtimes)],
+        "pingpong" => &[("reports_round_trips", reports_round_trips), ("bad_flags", pingpong_flags)],
+        _ => &[],
     };
+    let of_mode = |mode, table: &'static [(&'static str, Run)]| if row.modes.contains(&mode) { table } else { &[] };
+    let table = [of_mode("--frames", frames), of_mode("--lines", lines), own].concat();
     #[cfg_attr(not(target_os = "linux"), expect(unused_mut, reason = "nothing is added"))]
     let mut checks: Vec<_> = table.into_iter().map(|(name, run)| check(name, Needs::Nothing, run)).collect();
     #[cfg(target_os = "linux")]
