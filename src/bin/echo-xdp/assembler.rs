@@ -5,10 +5,10 @@ use std::os::fd::RawFd;
 /// One instruction, as bpf(2) takes it.
 #[repr(C)]
 pub struct Instruction {
-    code: u8,
-    registers: u8,
-    offset: i16,
-    immediate: i32,
+    pub code: u8,
+    pub registers: u8,
+    pub offset: i16,
+    pub immediate: i32,
 }
 
 // Registers. The program calls nothing, so all keep their values.
@@ -91,6 +91,7 @@ impl Assembler {
     /// The 16 bits of `register` from the network's order to the machine's.
     pub fn machine(&mut self, register: u8) {
         self.push(0xdc, register, 0, 0, 16);
+        self.alu(AND, register, 0xffff); // It is so already, which the verifier of Linux 6.12 does not know.
     }
 
     /// The one's complement sum of what is in `register`, which is less than 2^44, in 16 bits.

@@ -62,7 +62,9 @@ pub fn attach(program: &[Instruction], index: u32, interface: &str) -> Result<Ow
         count: u32,
         instructions: u64,
         licence: u64,
-        log: [u64; 2],
+        log_level: u32,
+        log_size: u32,
+        log: u64,
         kernel_version: u32,
         flags: u32,
     }
@@ -76,16 +78,33 @@ pub fn attach(program: &[Instruction], index: u32, interface: &str) -> Result<Ow
     const PROGRAM_XDP: u32 = 6;
     const ATTACH_XDP: u32 = 37;
     const IN_THE_DRIVER: u32 = 1 << 2;
-    let load = Load {
+    let mut load = Load {
         program_type: PROGRAM_XDP,
         count: program.len() as u32,
         instructions: program.as_ptr() as u64,
         licence: c"MIT OR Apache-2.0".as_ptr() as u64,
-        log: [0; 2],
+        log_level: 0,
+        log_size: 0,
+        log: 0,
         kernel_version: 0,
         flags: 0,
     };
-    let program = bpf(5, &load, "load the program")?;
+    let program = match bpf(5, &load, "load the program") {
+        Ok(program) => program,
+        Err(error) => {
+            // Once more, with the verifier's log, whose last line but for statistics is the reason. More than 16 MiB are
+            // refused by some kernels.
+            let mut log = vec![0u8; (1 << 24) - 1];
+            (load.log_level, load.log_size, load.log) = (1, log.len() as u32, log.as_mut_ptr() as u64);
+            let again = bpf(5, &load, "load the program");
+            let log = String::from_utf8_lossy(log.split(|byte| *byte == 0).next().unwrap_or_default());
+            let reason = log.lines().rfind(|line| !line.is_empty() && !line.starts_with("processed "));
+            return Err(match reason {
+                Some(reason) if again.is_err() => Error::new(format!("{error}; the verifier says: {reason}")),
+                _ => error,
+            });
+        }
+    };
     let link =
         Link { program: program.as_raw_fd() as u32, interface: index, attach_type: ATTACH_XDP, flags: IN_THE_DRIVER };
     bpf(28, &link, &format!("attach the program to {interface}"))

@@ -9,7 +9,8 @@
 //! Left out:        -v, --queue and --recv-buffer for what does not come to the socket. --count may be exceeded when datagrams
 //!                  come both ways. An answer's lifetime (TTL) is what is left of the datagram's. Echoed is what was given
 //!                  back to the driver, which does not say what it drops.
-//! Oldest system:   Linux 5.12, for an atomic addition with a result; a driver with XDP, as veth has, on both its ends.
+//! Oldest system:   Linux 5.12, for an atomic addition with a result; it was loaded on 6.1, 6.12 and 6.18. A driver with XDP, as
+//!                  veth has, on both its ends.
 //!
 //! program.rs is the program, in the words of assembler.rs; kernel.rs makes the calls.
 

@@ -173,3 +173,20 @@ pub fn echo(local: SocketAddr, max_size: u16, count: u64, counters: RawFd) -> Ve
 fn network(value: u16) -> i32 {
     value.to_be().into()
 }
+
+#[cfg(test)]
+mod tests {
+    /// Linux 6.12 and older load the program only so; this kernel may load it without.
+    #[test]
+    fn whatever_changes_its_byte_order_is_cut_to_16_bits() {
+        for local in ["192.0.2.1:7", "[2001:db8::1]:7"] {
+            let program = super::echo(local.parse().unwrap(), 1500, 1, 0);
+            let swapped = program.iter().enumerate().filter(|(_, it)| it.code == 0xdc);
+            let cut = swapped.map(|(at, it)| {
+                let next = &program[at + 1];
+                (next.code, next.registers & 0x0f, next.immediate) == (0x57, it.registers & 0x0f, 0xffff)
+            });
+            assert_eq!(cut.collect::<Vec<_>>(), [true, true], "{local}");
+        }
+    }
+}
