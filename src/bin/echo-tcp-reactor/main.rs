@@ -11,9 +11,11 @@
 //!
 //! | file | what it is |
 //! | --- | --- |
-//! | `reactor/mod.rs` | `Reactor`, and what it may do when it is called: `Context` |
+//! | `reactor/mod.rs` | the contract; `Reactor`, and what it may do when it is called: `Context` |
 //! | `reactor/runtime.rs` | the loop of one thread: sockets, then deferred orders, then orders |
+//! | `reactor/deferred.rs` | orders by time |
 //! | `reactor/remote.rs` | orders from any thread, each with a completion; runtimes by name |
+//! | `reactor/mailbox.rs` | how orders get from one thread to another |
 //! | `reactor/outbox.rs` | what is sent, or waits to be |
 
 #[allow(dead_code, unused_imports, reason = "pingpong uses what this program does not")]
@@ -78,7 +80,15 @@ fn main() -> Result<()> {
     };
     remotes[0].order(Order::Listen(TcpListener::from_std(listener), Box::new(place)), |_| ());
 
-    let run = |runtime: Runtime<()>| thread::Builder::new().name(runtime.name().into()).spawn(|| runtime.run());
+    let run = |runtime: Runtime<()>| {
+        let all = remotes.clone();
+        thread::Builder::new().name(runtime.name().into()).spawn(move || {
+            let waits = runtime.run();
+            // One that has failed ends the others.
+            all.iter().for_each(|remote| remote.order(Order::Stop, |_| ()));
+            waits
+        })
+    };
     let threads = runtimes.into_iter().map(run).collect::<std::io::Result<Vec<_>>>().attempt("start a thread")?;
     report::listening(local)?;
     let mut waits = 0;

@@ -1,11 +1,25 @@
-//! Reactors, and what they may do. `runtime.rs` calls them.
+//! Reactors, in a runtime for each thread: a small library. Its contract:
+//!
+//! - **Threads.** A [`Runtime`] calls its [`Reactor`]s in the one thread that runs it, one at a time. Everybody else,
+//!   in any thread, gives orders through a [`Remote`], which never blocks. Reactors may do so too.
+//! - **Orders.** Those of one thread are carried out in the order in which they were given; those for a later time in the
+//!   order of their times, never early. So many can wait, and no more: [`ORDERS`].
+//! - **Completion.** Every order completes exactly once, whatever happens to its runtime: carried out, or refused with the
+//!   reason. The runtime's thread tells; if the order is refused at once, the thread that gave it does.
+//! - **Connections.** `connected` comes first and `closed` comes last, once each. An [`Id`] is of one connection or listener
+//!   of one runtime of this process, for ever. No other can be reached with it.
+//! - **Stop.** After [`Order::Stop`] or a stop signal a runtime closes its listeners, and refuses what it was about to
+//!   connect. It still reads what has arrived, and sends what is owed, for a second at most. Then it closes what is left, and
+//!   refuses the orders that wait and all that come later. The other runtimes go on, also those that share its ledger.
 
+mod deferred;
+mod mailbox;
 mod outbox;
 mod remote;
 mod runtime;
 
 pub use outbox::Full;
-pub use remote::{Names, Order, Refused, Remote};
+pub use remote::{Names, ORDERS, Order, Refused, Remote, Stream};
 pub use runtime::{Runtime, Settings};
 
 use echo_lab::stream::Ledger;
@@ -14,8 +28,11 @@ use outbox::Outbox;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// A connection or listener of one runtime. Never used again.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Id(usize);
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Id {
+    runtime: usize,
+    number: usize,
+}
 
 /// Whether a connection goes on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,7 +58,7 @@ pub trait Reactor<C>: Send {
         Flow::Continue
     }
 
-    /// The connection is closed: by the peer, by an error or by [`Flow::Close`].
+    /// The connection is closed: by the peer, by an error, by an order or by [`Flow::Close`].
     fn closed(&mut self) {}
 }
 
@@ -70,7 +87,7 @@ impl<C> Context<'_, C> {
     }
 
     /// As [`send`](Self::send). `then` is told, once, whether the whole message was handed to the kernel; it was not if
-    /// the connection was closed before.
+    /// the connection was closed before. A message that is refused has no `then`.
     pub fn send_then(&mut self, message: &[u8], then: impl FnOnce(bool) + Send + 'static) -> Result<(), Full> {
         self.outbox.send(self.stream, self.ledger, message, Some(Box::new(then)))
     }

@@ -98,9 +98,11 @@ impl Outbox {
             self.told.pop_front().into_iter().for_each(|(_, then)| then(true));
         }
     }
+}
 
-    /// The connection is closed: whoever still waits is told that it was not sent.
-    pub fn close(self) {
-        self.told.into_iter().for_each(|(_, then)| then(false));
+/// The connection is closed: whoever still waits is told that it was not sent.
+impl Drop for Outbox {
+    fn drop(&mut self) {
+        self.told.drain(..).for_each(|(_, then)| then(false));
     }
 }

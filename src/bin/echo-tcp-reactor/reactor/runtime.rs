@@ -1,20 +1,24 @@
 //! The loop of one thread. It waits in the kernel until there is something to do, for as long as that takes.
 
+use super::deferred::Deferred;
 use super::outbox::Outbox;
-use super::remote::{Done, Names, Order, Place, Refused, Remote, Sealed};
+use super::remote::{Done, Entry, Names, ORDERS, Order, Place, Refused, Remote, Sealed, Stream};
 use super::{Context, Flow, Id, Reactor, lock};
-use echo_lab::stream::{Accepted, Inbox, Ledger, Moved, Split};
+use echo_lab::ledger::DRAIN_DEADLINE;
+use echo_lab::policy::is_exhausted;
+use echo_lab::stream::{Accepted, Inbox, Ledger, Moved, PAUSE, Split};
 use echo_lab::{Attempt, Error, Result, stop};
+use mio::event::Source;
 use mio::net::{TcpListener, TcpStream};
 use mio::{Events, Interest, Poll, Token, Waker};
-use std::collections::{BTreeMap, HashMap};
-use std::io::{ErrorKind, Read};
+use std::collections::HashMap;
+use std::io::{self, ErrorKind, Read};
 use std::net::Shutdown;
-use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, mpsc};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-/// Calls for one connection before the others have their turn.
+/// Calls for one connection or listener before the others have their turn.
 const TURN: usize = 32;
 const WAKER: Token = Token(0);
 
@@ -35,66 +39,88 @@ pub struct Runtime<C> {
     settings: Settings,
     ledger: Arc<Mutex<Ledger>>,
     poll: Poll,
+    events: Events,
     remote: Remote<C>,
-    orders: mpsc::Receiver<Sealed<C>>,
-    /// By time, and by number where that is the same.
-    deferred: BTreeMap<(Instant, usize), (Order<C>, Done)>,
+    deferred: Deferred<Due<C>>,
     sockets: HashMap<Id, Socket<C>>,
-    next: usize,
+    /// The newest. That of the runtime itself is the first.
+    id: Id,
     /// Those that may be ready still, of which no edge will tell.
     again: Vec<Id>,
-    /// A listener that has run out of descriptors: it is tried again when the pause is over, which ends the wait.
-    paused: Option<Id>,
-    told_to_stop: bool,
+    ready: Vec<Id>,
+    /// Listeners that found no descriptor for a connection.
+    paused: Vec<Id>,
+    /// Once it was told to stop.
+    deadline: Option<Instant>,
     buffer: Vec<u8>,
+    waits: u64,
+}
+
+enum Due<C> {
+    Order(Order<C>, Done),
+    /// The listeners that paused try again.
+    Accept,
 }
 
 enum Socket<C> {
     Listener(TcpListener, Place<C>),
-    Connecting(Option<(Connection<C>, Done)>),
+    Connecting(TcpStream, Box<dyn Reactor<C>>, Done),
     Connected(Connection<C>),
 }
 
+/// Dropped in this order, and first of all the reactor is told.
 struct Connection<C> {
-    stream: TcpStream,
     reactor: Box<dyn Reactor<C>>,
+    stream: TcpStream,
     inbox: Option<Inbox>,
     outbox: Outbox,
     flow: Flow,
     /// Whether the peer sends no more: the end of the stream is still to be read.
     ended: bool,
-    /// Whether it was accepted, and so is in the ledger.
-    accepted: bool,
+    _entry: Option<Entry>,
+}
+
+impl<C> Drop for Connection<C> {
+    fn drop(&mut self) {
+        self.reactor.closed();
+    }
+}
+
+/// The orders that are still in the mailbox, and those that wait with a time or for a connection, are refused: see [`Done`].
+impl<C> Drop for Runtime<C> {
+    fn drop(&mut self) {
+        drop(self.remote.mailbox().close());
+        self.names.remove(&self.name);
+    }
 }
 
 impl<C: Send + 'static> Runtime<C> {
     /// Refused if there is one of that name.
     pub fn new(name: &str, names: &Names<C>, settings: Settings, ledger: Arc<Mutex<Ledger>>) -> Result<Self> {
+        static RUNTIMES: AtomicUsize = AtomicUsize::new(0);
         let poll = Poll::new().attempt("create a poll")?;
         let waker = Waker::new(poll.registry(), WAKER).attempt("create a waker")?;
-        let (remote, orders) = Remote::new(waker);
+        let remote = Remote::new(waker);
         if !names.add(name, &remote) {
             return Err(Error::new(format!("there is a runtime of the name {name}; take another")));
         }
-        let buffer = vec![0; settings.buffer];
-        let (name, names, next) = (name.into(), names.clone(), 1 + WAKER.0);
-        let (deferred, sockets, again) = Default::default();
-        let (paused, told_to_stop) = (None, false);
         Ok(Self {
-            name,
-            names,
+            name: name.into(),
+            names: names.clone(),
             settings,
             ledger,
             poll,
+            events: Events::with_capacity(256),
             remote,
-            orders,
-            deferred,
-            sockets,
-            next,
-            again,
-            paused,
-            told_to_stop,
-            buffer,
+            deferred: Deferred::new(),
+            sockets: HashMap::new(),
+            id: Id { runtime: RUNTIMES.fetch_add(1, Ordering::Relaxed), number: WAKER.0 },
+            again: Vec::new(),
+            ready: Vec::new(),
+            paused: Vec::new(),
+            deadline: None,
+            buffer: vec![0; settings.buffer],
+            waits: 0,
         })
     }
 
@@ -109,118 +135,89 @@ impl<C: Send + 'static> Runtime<C> {
 
     /// Until a stop signal or [`Order::Stop`], and then until all connections are closed or the time is over: how many times it waited.
     pub fn run(mut self) -> Result<u64> {
-        let mut events = Events::with_capacity(256);
-        let mut ready = Vec::new();
-        let (mut waits, mut stopping) = (0, false);
-        while !(stopping && (self.sockets.is_empty() || lock(&self.ledger).timeout() == Some(Duration::ZERO))) {
-            let now = Instant::now();
-            let due = self.deferred.first_key_value().map(|((at, _), _)| at.saturating_duration_since(now));
-            let timeout = if self.again.is_empty() {
-                due.into_iter().chain(lock(&self.ledger).timeout()).min()
-            } else {
-                Some(Duration::ZERO)
-            };
-            waits += 1;
-            match self.poll.poll(&mut events, timeout) {
-                Err(error) if error.kind() != ErrorKind::Interrupted => return Err(error).attempt("poll"),
-                _ => {}
-            }
-            std::mem::swap(&mut self.again, &mut ready);
-            let carried = ready.len();
-            for event in events.iter().filter(|event| event.token() != WAKER) {
-                let id = Id(event.token().0);
-                if let (true, Some(Socket::Connected(connection))) = (event.is_read_closed(), self.sockets.get_mut(&id))
-                {
-                    connection.ended = true;
-                }
-                if !ready[..carried].contains(&id) {
-                    ready.push(id);
-                }
-            }
-            if lock(&self.ledger).accepts() {
-                ready.extend(self.paused.take());
-            }
-            for id in ready.drain(..) {
-                self.ready(id)?;
-            }
-            while let Some(entry) = self.deferred.first_entry().filter(|entry| entry.key().0 <= Instant::now()) {
-                let (order, done) = entry.remove();
-                self.obey(order, done);
-            }
-            // Before the orders are taken: one that comes later wakes again.
-            self.remote.signalled.store(false, Ordering::Release);
-            while let Ok(Sealed { order, done, at }) = self.orders.try_recv() {
-                match at {
-                    None => self.obey(order, done),
-                    Some(at) => {
-                        let id = self.new_id();
-                        self.deferred.insert((at, id.0), (order, done));
-                    }
-                }
-            }
-            if stop::requested() || self.told_to_stop {
-                stopping = true;
-                self.stop();
-            }
-        }
-        self.names.remove(&self.name);
-        let ids: Vec<_> = self.sockets.keys().copied().collect();
-        ids.into_iter().for_each(|id| self.close(id));
-        let late = self.orders.try_iter().map(|sealed| (sealed.order, sealed.done));
-        for (order, done) in std::mem::take(&mut self.deferred).into_values().chain(late) {
-            if let Order::Adopt(..) = order {
-                lock(&self.ledger).closed();
-            }
-            done(Err(Refused::Ended));
-        }
-        Ok(waits)
+        while self.turn()? {}
+        Ok(self.waits)
     }
 
-    fn new_id(&mut self) -> Id {
-        self.next += 1;
-        Id(self.next)
+    /// Waits until there is something to do, and does it: whether there is more to come.
+    fn turn(&mut self) -> Result<bool> {
+        let until = self.deferred.next().into_iter().chain(self.deadline).min();
+        let timeout = match self.again.is_empty() {
+            true => until.map(|at| at.saturating_duration_since(Instant::now())),
+            false => Some(Duration::ZERO),
+        };
+        self.waits += 1;
+        match self.poll.poll(&mut self.events, timeout) {
+            Err(error) if error.kind() != ErrorKind::Interrupted => return Err(error).attempt("poll"),
+            _ => {}
+        }
+        std::mem::swap(&mut self.again, &mut self.ready);
+        for event in self.events.iter().filter(|event| event.token() != WAKER) {
+            let id = Id { number: event.token().0, ..self.id };
+            if let (true, Some(Socket::Connected(connection))) = (event.is_read_closed(), self.sockets.get_mut(&id)) {
+                connection.ended = true;
+            }
+            self.ready.push(id);
+        }
+        // One that may be ready still, and is so again, has one turn like the others.
+        self.ready.sort_unstable();
+        self.ready.dedup();
+        for at in 0..self.ready.len() {
+            self.ready(self.ready[at])?;
+        }
+        self.ready.clear();
+        let now = Instant::now();
+        while let Some(due) = self.deferred.due(now) {
+            match due {
+                Due::Order(order, done) => self.obey(order, done),
+                Due::Accept => std::mem::take(&mut self.paused).into_iter().try_for_each(|id| self.ready(id))?,
+            }
+        }
+        // Those that come meanwhile wake it, so whoever gives order upon order does not keep it from the sockets.
+        for Sealed { order, done, at } in self.remote.mailbox().take() {
+            match at {
+                None => self.obey(order, done),
+                Some(_) if self.deferred.len() >= ORDERS => done.tell(Err(Refused::Full)),
+                Some(at) => self.deferred.insert(at, Due::Order(order, done)),
+            }
+        }
+        if stop::requested() {
+            self.stop();
+        }
+        Ok(self.deadline.is_none_or(|deadline| !self.sockets.is_empty() && Instant::now() < deadline))
     }
 
     /// No more connections, and what has arrived on those there are can still be read; then their streams end.
     fn stop(&mut self) {
-        lock(&self.ledger).stop();
+        if self.deadline.is_some() {
+            return;
+        }
+        self.deadline = Some(Instant::now() + DRAIN_DEADLINE);
         self.sockets.retain(|_, socket| matches!(socket, Socket::Connected(_)));
         for socket in self.sockets.values() {
             if let Socket::Connected(connection) = socket {
-                // Fails if the peer has gone already.
-                let _ = connection.stream.shutdown(Shutdown::Read);
+                connection.read_no_more();
             }
         }
     }
 
     fn obey(&mut self, order: Order<C>, done: Done) {
-        let unknown = |id| Err(Refused::Gone(id));
         let result = match order {
-            Order::Listen(mut listener, place) => {
-                let id = self.new_id();
-                let registered = self.poll.registry().register(&mut listener, Token(id.0), Interest::READABLE);
-                self.sockets.insert(id, Socket::Listener(listener, place));
-                registered.map(|()| id).map_err(Refused::System)
-            }
-            Order::Connect(address, reactor) => match TcpStream::connect(address) {
-                Err(error) => Err(Refused::System(error)),
-                Ok(stream) => {
+            Order::Listen(..) | Order::Connect(..) if self.deadline.is_some() => Err(Refused::Ended),
+            Order::Listen(mut listener, place) => self.register(&mut listener, Interest::READABLE).inspect(|id| {
+                self.sockets.insert(*id, Socket::Listener(listener, place));
+            }),
+            Order::Connect(address, reactor) => match self.connect(address) {
+                Ok((id, stream)) => {
                     // It is done when the connection is made.
-                    return self.insert(stream, reactor, Some(done));
+                    self.sockets.insert(id, Socket::Connecting(stream, reactor, done));
+                    return;
                 }
+                Err(refused) => Err(refused),
             },
-            Order::Adopt(stream, reactor) => return self.insert(stream, reactor, None),
-            Order::Stop => {
-                self.told_to_stop = true;
-                Ok(Id(WAKER.0))
-            }
-            Order::Close(id) => match self.sockets.contains_key(&id) {
-                true => {
-                    self.close(id);
-                    Ok(id)
-                }
-                false => unknown(id),
-            },
+            Order::Adopt(stream, reactor) => return self.adopt(stream, reactor, done),
+            Order::Close(id) | Order::Command(id, _) if id.runtime != self.id.runtime => Err(Refused::Elsewhere(id)),
+            Order::Close(id) => self.sockets.remove(&id).map(|_| id).ok_or(Refused::Gone(id)),
             Order::Command(id, command) => match self.sockets.get_mut(&id) {
                 Some(Socket::Connected(connection)) => {
                     connection
@@ -228,44 +225,52 @@ impl<C: Send + 'static> Runtime<C> {
                     self.again.push(id);
                     Ok(id)
                 }
-                _ => unknown(id),
+                _ => Err(Refused::Gone(id)),
             },
+            Order::Stop => {
+                self.stop();
+                Ok(Id { number: WAKER.0, ..self.id })
+            }
         };
-        done(result);
+        done.tell(result);
     }
 
-    /// A connection that is made, or, with `done`, about to be.
-    fn insert(&mut self, mut stream: TcpStream, reactor: Box<dyn Reactor<C>>, done: Option<Done>) {
-        let id = self.new_id();
-        let interest = Interest::READABLE | Interest::WRITABLE;
-        let registered = self.poll.registry().register(&mut stream, Token(id.0), interest);
+    /// A new id for what the system is to tell about.
+    fn register(&mut self, source: &mut impl Source, interest: Interest) -> std::result::Result<Id, Refused> {
+        self.id.number += 1;
+        let registered = self.poll.registry().register(source, Token(self.id.number), interest);
+        registered.map(|()| self.id).map_err(Refused::System)
+    }
+
+    fn connect(&mut self, address: std::net::SocketAddr) -> std::result::Result<(Id, TcpStream), Refused> {
+        let mut stream = TcpStream::connect(address).map_err(Refused::System)?;
+        let id = self.register(&mut stream, Interest::READABLE | Interest::WRITABLE)?;
+        Ok((id, stream))
+    }
+
+    fn adopt(&mut self, mut stream: Stream, reactor: Box<dyn Reactor<C>>, done: Done) {
+        match self.register(&mut stream.stream, Interest::READABLE | Interest::WRITABLE) {
+            Ok(id) => self.begin(id, stream, reactor, done),
+            Err(refused) => done.tell(Err(refused)),
+        }
+    }
+
+    /// The connection is made.
+    fn begin(&mut self, id: Id, Stream { stream, entry }: Stream, reactor: Box<dyn Reactor<C>>, done: Done) {
+        done.tell(Ok(id));
         // A peer waits for an answer: it must not wait for more to be sent with it. Fails if the peer has gone.
         let _ = stream.set_nodelay(true);
         let inbox = self.settings.split.map(|split| Inbox::new(split, self.settings.limit));
         let outbox = Outbox::new(inbox.is_some());
-        let accepted = done.is_none();
         let mut connection =
-            Connection { stream, reactor, inbox, outbox, flow: Flow::Continue, ended: false, accepted };
-        let socket = match (registered, done) {
-            (Ok(()), Some(done)) => Socket::Connecting(Some((connection, done))),
-            (Ok(()), None) => {
-                connection.call(id, &self.remote, &self.ledger, |reactor, context| reactor.connected(context));
-                Socket::Connected(connection)
-            }
-            (Err(error), Some(done)) => return done(Err(Refused::System(error))),
-            (Err(_), None) => return lock(&self.ledger).closed(),
-        };
-        self.sockets.insert(id, socket);
-    }
-
-    fn close(&mut self, id: Id) {
-        if let Some(Socket::Connected(mut connection)) = self.sockets.remove(&id) {
-            connection.reactor.closed();
-            connection.outbox.close();
-            if connection.accepted {
-                lock(&self.ledger).closed();
-            }
+            Connection { reactor, stream, inbox, outbox, flow: Flow::Continue, ended: false, _entry: entry };
+        connection.call(id, &self.remote, &self.ledger, |reactor, context| reactor.connected(context));
+        if self.deadline.is_some() {
+            connection.read_no_more();
         }
+        self.sockets.insert(id, Socket::Connected(connection));
+        // What has come so far may make no edge.
+        self.again.push(id);
     }
 
     fn ready(&mut self, id: Id) -> Result<()> {
@@ -273,26 +278,14 @@ impl<C: Send + 'static> Runtime<C> {
             // Closed by one that came before it in this turn.
             None => {}
             Some(Socket::Listener(..)) => self.accept(id)?,
-            Some(Socket::Connecting(waiting)) => {
-                let Some((mut connection, done)) = waiting.take() else { return Ok(()) };
-                // connect(2): writable when it is over; SO_ERROR says how it went.
-                match connection.stream.take_error().and_then(|error| error.map_or(Ok(()), Err)) {
-                    Ok(()) if connection.stream.peer_addr().is_ok() => {
-                        done(Ok(id));
-                        connection.call(id, &self.remote, &self.ledger, |reactor, context| reactor.connected(context));
-                        self.sockets.insert(id, Socket::Connected(connection));
-                        self.again.push(id);
-                    }
-                    Ok(()) => *waiting = Some((connection, done)),
-                    Err(error) => {
-                        self.sockets.remove(&id);
-                        done(Err(Refused::System(error)));
-                    }
+            Some(Socket::Connecting(..)) => {
+                if let Some(Socket::Connecting(stream, reactor, done)) = self.sockets.remove(&id) {
+                    self.connecting(id, stream, reactor, done);
                 }
             }
             Some(Socket::Connected(connection)) => {
                 match connection.turn(id, &self.remote, &self.ledger, &mut self.buffer) {
-                    Moved::Over => self.close(id),
+                    Moved::Over => drop(self.sockets.remove(&id)),
                     Moved::WouldBlock => {}
                     _ => self.again.push(id),
                 }
@@ -301,28 +294,54 @@ impl<C: Send + 'static> Runtime<C> {
         Ok(())
     }
 
+    /// connect(2): writable when it is over; SO_ERROR says how it went.
+    fn connecting(&mut self, id: Id, stream: TcpStream, reactor: Box<dyn Reactor<C>>, done: Done) {
+        let failed: io::Result<_> = stream.take_error();
+        match failed.and_then(|error| error.map_or(Ok(()), Err)) {
+            Ok(()) if stream.peer_addr().is_ok() => self.begin(id, stream.into(), reactor, done),
+            Ok(()) => drop(self.sockets.insert(id, Socket::Connecting(stream, reactor, done))),
+            Err(error) => done.tell(Err(Refused::System(error))),
+        }
+    }
+
     fn accept(&mut self, id: Id) -> Result<()> {
-        while lock(&self.ledger).accepts() {
-            let Some(Socket::Listener(listener, place)) = self.sockets.get_mut(&id) else { break };
+        for _ in 0..TURN {
+            let Some(Socket::Listener(listener, place)) = self.sockets.get_mut(&id) else { return Ok(()) };
+            if !lock(&self.ledger).accepts() {
+                if self.paused.is_empty() {
+                    self.deferred.insert(Instant::now() + PAUSE, Due::Accept);
+                }
+                if !self.paused.contains(&id) {
+                    self.paused.push(id);
+                }
+                return Ok(());
+            }
             let result = listener.accept();
+            let exhausted = result.as_ref().is_err_and(is_exhausted);
             let accepted = lock(&self.ledger).accepted(result)?;
             match accepted {
-                Accepted::Connection(stream) => match place() {
-                    (Some(runtime), reactor) => runtime.order(Order::Adopt(stream, reactor), |_| ()),
-                    (None, reactor) => self.insert(stream, reactor, None),
-                },
-                Accepted::Nothing => {}
-                Accepted::Wait => break,
+                Accepted::Connection(stream) => {
+                    let stream = Stream { stream, entry: Some(Entry(self.ledger.clone())) };
+                    match place() {
+                        (Some(runtime), reactor) => runtime.order(Order::Adopt(stream, reactor), |_| ()),
+                        (None, reactor) => self.adopt(stream, reactor, Done::new(|_| ())),
+                    }
+                }
+                Accepted::Wait if !exhausted => return Ok(()),
+                Accepted::Wait | Accepted::Nothing => {}
             }
         }
-        if !lock(&self.ledger).accepts() {
-            self.paused = Some(id);
-        }
+        self.again.push(id);
         Ok(())
     }
 }
 
 impl<C> Connection<C> {
+    /// What has arrived can still be read, and then the stream ends. Fails if the peer has gone already.
+    fn read_no_more(&self) {
+        let _ = self.stream.shutdown(Shutdown::Read);
+    }
+
     /// Calls the reactor.
     fn call(
         &mut self,
