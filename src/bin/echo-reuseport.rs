@@ -21,7 +21,10 @@ use {
     echo_lab::{Attempt, Echo, Error, Result, cli, ledger::DRAIN_DEADLINE, net, report, stop},
     nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity},
     nix::unistd::Pid,
-    std::net::UdpSocket,
+    socket2::SockRef,
+    std::io,
+    std::mem::MaybeUninit,
+    std::net::{SocketAddr, UdpSocket},
     std::os::fd::{AsRawFd, RawFd},
     std::sync::Arc,
     std::sync::atomic::{AtomicU64, Ordering},
@@ -112,11 +115,8 @@ fn serve(socket: &UdpSocket, args: &cli::ServerArgs, core: usize, all: &All) -> 
     let mut echo = Echo::new(args, local);
     while !echo.is_done() {
         if let Some(slot) = echo.vacant() {
-            let result = socket.recv_from(slot);
-            // A receive that was ended brings nothing, from nobody.
-            if result.is_ok() || !all.has_ended() {
-                echo.received(result)?;
-            }
+            let result = receive(socket, slot);
+            echo.received(result)?;
         }
         while let Some((datagram, peer)) = echo.front() {
             let result = socket.send_to(datagram, peer);
@@ -134,4 +134,15 @@ fn serve(socket: &UdpSocket, args: &cli::ServerArgs, core: usize, all: &All) -> 
         }
     }
     Ok(echo.into_report(socket))
+}
+
+/// A receive that [`All::end`] ends brings nothing, from nobody, which is no more than an interruption. The one of std cannot
+/// be used: it takes what lies on the stack for the address that the kernel has not given, and panics or fails.
+#[cfg(target_os = "linux")]
+fn receive(socket: &UdpSocket, slot: &mut [u8]) -> io::Result<(usize, SocketAddr)> {
+    // SAFETY: the bytes are initialised, and stay so: the kernel only puts others in their place.
+    let slot = unsafe { &mut *(slot as *mut [u8] as *mut [MaybeUninit<u8>]) };
+    let (len, peer) = SockRef::from(socket).recv_from(slot)?;
+    let peer = peer.as_socket().ok_or(io::ErrorKind::Interrupted)?;
+    Ok((len, peer))
 }
