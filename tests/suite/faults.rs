@@ -221,6 +221,8 @@ fn client_gone(row: &Row) {
         server.client().send(b"nobody waits for this");
     }
     is_well_with(&client, &server, memory);
+    // As above.
+    server.until_it_waits();
     let (summary, _) = server.stop();
     assert_eq!(number(&summary["echoed"]), 70, "{summary}");
 }
@@ -243,6 +245,8 @@ fn flood(row: &Row) {
     // Until everything that is in flight has been answered.
     while polite.number_within(Duration::from_millis(100)).is_some() {}
     is_well(&server, memory);
+    // As above.
+    server.until_it_waits();
     let (summary, _) = server.stop();
     let sent = FLOOD + u64::from(tries) + 20;
     let known = number(&summary["received"]) + summary["kernel_drops"].as_u64().unwrap_or(0);
