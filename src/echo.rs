@@ -98,12 +98,14 @@ impl Echo {
 
     /// The counters of one thread of a server, with what the kernel dropped on its `socket`.
     pub fn into_report<'s>(mut self, socket: impl Into<SockRef<'s>>) -> Report {
+        self.ledger.unsent(self.queue.len());
         self.ledger.report.kernel_drops = crate::net::kernel_drops(socket);
         self.ledger.report
     }
 
     /// Prints the summary, with what the kernel dropped on `socket`.
     pub fn finish<'s>(mut self, socket: impl Into<SockRef<'s>>) -> Result<()> {
+        self.ledger.unsent(self.queue.len());
         self.ledger.finish(socket)
     }
 }

@@ -132,6 +132,11 @@ impl Ledger {
         }
     }
 
+    /// So many datagrams that were to be echoed are dropped.
+    pub fn unsent(&mut self, count: usize) {
+        self.report.unsent += count as u64;
+    }
+
     /// Echoes to go until `--count`.
     pub fn to_come(&self) -> u64 {
         self.count.saturating_sub(self.report.echoed)

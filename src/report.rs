@@ -20,6 +20,8 @@ pub struct Report {
     pub too_big: u64,
     /// Datagrams whose send failed for good (ECONNREFUSED, EPERM, ENOBUFS …).
     pub send_errors: u64,
+    /// Datagrams that were to be echoed, and were dropped: those that still waited at the end, or came beyond `--count`.
+    pub unsent: u64,
     /// Receives that reported the error of one peer.
     pub recv_errors: u64,
     /// Receives that would have blocked.
@@ -45,6 +47,7 @@ impl Report {
             refused_own_address: sum(|it| it.refused_own_address),
             too_big: sum(|it| it.too_big),
             send_errors: sum(|it| it.send_errors),
+            unsent: sum(|it| it.unsent),
             recv_errors: sum(|it| it.recv_errors),
             would_block_recv: sum(|it| it.would_block_recv),
             would_block_send: sum(|it| it.would_block_send),
@@ -57,12 +60,6 @@ impl Report {
     /// The summary line, on standard output.
     pub fn print(&self, json: bool) -> Result<()> {
         print_line(if json { self.json() } else { self.text() })
-    }
-
-    /// Datagrams received that still waited to be sent: every other has its counter.
-    pub fn unsent(&self) -> u64 {
-        let refused = self.refused_source_port_zero + self.refused_own_address + self.too_big;
-        self.received - self.echoed - refused - self.send_errors
     }
 
     fn text(&self) -> String {
@@ -78,7 +75,7 @@ impl Report {
             self.too_big,
             self.send_errors,
             self.recv_errors,
-            self.unsent(),
+            self.unsent,
             self.would_block_recv,
             self.would_block_send,
             self.waits,
@@ -105,7 +102,7 @@ impl Report {
             self.too_big,
             self.send_errors,
             self.recv_errors,
-            self.unsent(),
+            self.unsent,
             self.would_block_recv,
             self.would_block_send,
             self.waits,

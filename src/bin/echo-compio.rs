@@ -162,5 +162,6 @@ async fn serve(socket: &UdpSocket, signals: &PollFd<SignalFd>, ledger: &mut Ledg
             },
         }
     }
+    ledger.unsent(waiting.len() + sends.len());
     Ok(())
 }

@@ -65,9 +65,13 @@ fn main() -> Result<()> {
                         let end = len.min(start + size);
                         let received = ledger.received(Ok((end - start, peer)))?;
                         // One sender, and only the last may be shorter: what is refused comes before what is kept.
-                        if matches!(received, Received::Datagram(..)) && ledger.to_come() > piece.count {
-                            piece.bytes = if piece.count == 0 { start..end } else { piece.bytes.start..end };
-                            piece.count += 1;
+                        match received {
+                            Received::Datagram(..) if ledger.to_come() > piece.count => {
+                                piece.bytes = if piece.count == 0 { start..end } else { piece.bytes.start..end };
+                                piece.count += 1;
+                            }
+                            Received::Datagram(..) => ledger.unsent(1),
+                            _ => {}
                         }
                     }
                 }
@@ -96,6 +100,7 @@ fn main() -> Result<()> {
             ledger.stop();
         }
     }
+    ledger.unsent(piece.count as usize);
     ledger.finish(&socket)
 }
 

@@ -106,5 +106,6 @@ fn main() -> Result<()> {
             ledger.stop();
         }
     }
+    ledger.unsent(batch.len());
     ledger.finish(&socket)
 }

@@ -59,9 +59,13 @@ fn main() -> Result<()> {
                         let end = meta.len.min(start + meta.stride);
                         let received = ledger.received(Ok((end - start, meta.addr)))?;
                         // One sender, and only the last may be shorter: what is refused comes before what is kept.
-                        if matches!(received, Received::Datagram(..)) && ledger.to_come() > waiting {
-                            bytes = if waiting == 0 { start..end } else { bytes.start..end };
-                            waiting += 1;
+                        match received {
+                            Received::Datagram(..) if ledger.to_come() > waiting => {
+                                bytes = if waiting == 0 { start..end } else { bytes.start..end };
+                                waiting += 1;
+                            }
+                            Received::Datagram(..) => ledger.unsent(1),
+                            _ => {}
                         }
                     }
                 }
@@ -101,6 +105,7 @@ fn main() -> Result<()> {
             ledger.stop();
         }
     }
+    ledger.unsent(waiting as usize);
     ledger.finish(&socket)
 }
 

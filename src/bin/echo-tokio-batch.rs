@@ -45,6 +45,7 @@ async fn main() -> Result<()> {
             let _ = tokio::time::timeout(DRAIN_DEADLINE, send(&socket, &mut ledger, &mut batch)).await;
         }
     }
+    ledger.unsent(batch.len());
     ledger.report.waits = tokio::runtime::Handle::current().metrics().worker_park_count(0);
     ledger.finish(&socket)
 }

@@ -13,7 +13,7 @@
 
 use echo_lab::ledger::{DRAIN_DEADLINE, Ledger, Received, Sent};
 use echo_lab::{Attempt, Result, cli, net, report, stop};
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::net::SocketAddr;
 use std::rc::Rc;
 use tokio::net::UdpSocket;
@@ -36,6 +36,8 @@ struct Shared {
     ledger: RefCell<Ledger>,
     vacant: RefCell<Vec<Buffer>>,
     returned: Notify,
+    /// Datagrams received and not yet sent: in the channel, or with the writer.
+    waiting: Cell<usize>,
 }
 
 #[tokio::main(flavor = "current_thread")]
@@ -60,7 +62,8 @@ async fn serve() -> Result<()> {
     let bytes = || vec![0; ledger.slot_size()].into_boxed_slice();
     let buffer = || Buffer(Box::new(Datagram { bytes: bytes(), len: 0, peer: local }));
     let vacant = RefCell::new(std::iter::repeat_with(buffer).take(args.queue.into()).collect());
-    let shared = Rc::new(Shared { socket, ledger: RefCell::new(ledger), vacant, returned: Notify::new() });
+    let (ledger, returned, waiting) = (RefCell::new(ledger), Notify::new(), Cell::new(0));
+    let shared = Rc::new(Shared { socket, ledger, vacant, returned, waiting });
     let mut tasks = JoinSet::new();
     let reader = tasks.spawn_local(read(shared.clone(), to_writer));
     tasks.spawn_local(write(shared.clone(), full));
@@ -80,8 +83,10 @@ async fn serve() -> Result<()> {
     };
     tokio::time::timeout(DRAIN_DEADLINE, drain).await.unwrap_or(Ok(()))?;
     let waits = tokio::runtime::Handle::current().metrics().worker_park_count(0);
-    shared.ledger.borrow_mut().report.waits = waits;
-    shared.ledger.borrow_mut().finish(&shared.socket)
+    let mut ledger = shared.ledger.borrow_mut();
+    ledger.report.waits = waits;
+    ledger.unsent(shared.waiting.get());
+    ledger.finish(&shared.socket)
 }
 
 fn outcome(ended: std::result::Result<Result<()>, JoinError>) -> Result<()> {
@@ -104,6 +109,7 @@ async fn read(shared: Rc<Shared>, to_writer: Sender<Buffer>) -> Result<()> {
             match received {
                 Received::Datagram(len, peer) => {
                     (datagram.len, datagram.peer) = (len, peer);
+                    shared.waiting.set(shared.waiting.get() + 1);
                     break;
                 }
                 Received::Nothing => tokio::task::consume_budget().await,
@@ -130,6 +136,7 @@ async fn write(shared: Rc<Shared>, mut full: Receiver<Buffer>) -> Result<()> {
                     Sent::WouldBlock => shared.socket.writable().await.attempt("wait until the socket is writable")?,
                 }
             }
+            shared.waiting.set(shared.waiting.get() - 1);
             shared.vacant.borrow_mut().push(Buffer(datagram));
             shared.returned.notify_one();
             if shared.ledger.borrow().to_come() == 0 {

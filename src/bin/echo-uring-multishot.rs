@@ -181,6 +181,7 @@ fn main() -> Result<()> {
         }
     }
     ring::cancel_all(&ring)?;
+    ledger.unsent(waiting.len());
     ledger.finish(&socket)
 }
 

@@ -47,6 +47,7 @@ pub struct Ledger {
     exhausted: u64,
     received: u64,
     echoed: u64,
+    unsent: u64,
     would_block_read: u64,
     would_block_write: u64,
     /// Times that the server waited for readiness or completion: a server that can see its waits counts them here.
@@ -70,6 +71,7 @@ impl Ledger {
             exhausted: 0,
             received: 0,
             echoed: 0,
+            unsent: 0,
             would_block_read: 0,
             would_block_write: 0,
             waits: 0,
@@ -164,6 +166,11 @@ impl Ledger {
         self.log(format_args!("connection closed: {what}"));
     }
 
+    /// So many bytes that were to be echoed are thrown away, since their connection is over, or the server ends.
+    pub fn unsent(&mut self, count: usize) {
+        self.unsent += count as u64;
+    }
+
     /// The server closed a connection.
     pub fn closed(&mut self) {
         self.closed += 1;
@@ -198,8 +205,7 @@ impl Ledger {
     /// Prints the summary.
     pub fn finish(&self) -> Result<()> {
         let Self { accepted, closed, failed, too_long, accept_errors, exhausted, received, echoed, waits, .. } = self;
-        let Self { would_block_read, would_block_write, .. } = self;
-        let unsent = received - echoed;
+        let Self { unsent, would_block_read, would_block_write, .. } = self;
         if self.json {
             return print_line(format_args!(
                 "{{\"accepted\":{accepted},\"closed\":{closed},\"failed\":{failed},\"too_long\":{too_long},\

@@ -22,6 +22,8 @@ pub struct Streams {
     pub ledger: Ledger,
     size: usize,
     spare: Vec<Box<[u8]>>,
+    /// Bytes in all [`Transit`]s.
+    held: usize,
 }
 
 /// Buffers kept for the next reads; a server that has had many blocked connections gives the others back.
@@ -46,7 +48,7 @@ impl Transit {
 impl Streams {
     /// For a server on `local`.
     pub fn new(args: &StreamArgs, local: SocketAddr) -> Self {
-        Self { ledger: Ledger::new(args, local), size: args.buffer as usize, spare: Vec::new() }
+        Self { ledger: Ledger::new(args, local), size: args.buffer as usize, spare: Vec::new(), held: 0 }
     }
 
     /// Where to read to, once [`Transit::front`] is `None`.
@@ -60,7 +62,10 @@ impl Streams {
     pub fn read(&mut self, transit: &mut Transit, result: io::Result<usize>) -> Moved {
         let moved = self.ledger.read(result);
         match moved {
-            Moved::Bytes(count) => transit.end = count,
+            Moved::Bytes(count) => {
+                transit.end = count;
+                self.held += count;
+            }
             _ => self.give_back(transit),
         }
         moved
@@ -71,6 +76,7 @@ impl Streams {
         let moved = self.ledger.wrote(result);
         if let Moved::Bytes(count) = moved {
             transit.start += count;
+            self.held -= count;
         }
         if transit.front().is_none() || moved == Moved::Over {
             self.give_back(transit);
@@ -78,13 +84,18 @@ impl Streams {
         moved
     }
 
+    /// What is left in it is thrown away: its connection is over.
     fn give_back(&mut self, transit: &mut Transit) {
+        let left = transit.end - transit.start;
+        self.held -= left;
+        self.ledger.unsent(left);
         (transit.start, transit.end) = (0, 0);
         self.spare.extend(transit.bytes.take().filter(|_| self.spare.len() < SPARE));
     }
 
-    /// Prints the summary.
-    pub fn finish(&self) -> Result<()> {
+    /// Prints the summary. What connections still hold is thrown away.
+    pub fn finish(&mut self) -> Result<()> {
+        self.ledger.unsent(std::mem::take(&mut self.held));
         self.ledger.finish()
     }
 }

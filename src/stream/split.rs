@@ -50,6 +50,16 @@ impl Inbox {
         self.bytes.extend_from_slice(bytes);
     }
 
+    /// Bytes that were read and not yet taken as messages.
+    pub fn len(&self) -> usize {
+        self.bytes.len() - self.start
+    }
+
+    /// Nothing was read that was not taken as a message.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
     /// The next whole message as it came, with newline or header; `None` until more is read.
     pub fn next_message(&mut self) -> Result<Option<&[u8]>, TooLong> {
         let rest = &self.bytes[self.start..];

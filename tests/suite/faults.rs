@@ -169,7 +169,7 @@ fn sigterm_while_blocked(row: &Row) {
     server.client().send(b"blocked");
     std::thread::sleep(Duration::from_millis(100));
     let start = Instant::now();
-    let (summary, _) = server.stop();
+    let (summary, _) = server.stop_with_rest();
     assert!(start.elapsed() < Duration::from_secs(3), "took {:?}", start.elapsed());
     assert_eq!((number(&summary["echoed"]), number(&summary["unsent"])), (0, 1), "{summary}");
 }

@@ -108,7 +108,7 @@ fn reset_while_a_send_waits(row: &Row) {
         polite.echo(b"still served");
     }
     thread::sleep(Duration::from_millis(100));
-    let (summary, _) = server.stop();
+    let (summary, _) = server.stop_with_rest();
     let counts = ["accepted", "closed", "failed"].map(|name| number(&summary[name]));
     assert_eq!(counts, [6, 6, 5], "{summary}");
 }
@@ -221,7 +221,7 @@ fn sigterm_while_blocked(row: &Row) {
     server.signal(libc::SIGCONT);
     thread::sleep(Duration::from_millis(200));
     let start = Instant::now();
-    let (summary, _) = server.stop();
+    let (summary, _) = server.stop_with_rest();
     assert!(start.elapsed() < Duration::from_secs(3), "took {:?}", start.elapsed());
     assert!(number(&summary["unsent"]) > 0, "{summary}");
 }

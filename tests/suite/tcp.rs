@@ -204,7 +204,21 @@ fn reset_in_the_middle(row: &Row) {
         reset(peer);
         polite.echo(b"still served");
     }
-    server.stop();
+    // While the server holds what it could not write.
+    for _ in 0..2 {
+        let peer = Peer::new(&server);
+        peer.fill();
+        reset(peer);
+        polite.echo(b"still served");
+    }
+    #[cfg(unix)]
+    {
+        let (summary, _) = server.stop_with_rest();
+        let counts = ["closed", "failed", "unsent_bytes"].map(|name| crate::server::number(&summary[name]));
+        assert!(counts[0] == 23 && counts[1] >= 2 && counts[2] > 0, "{summary}");
+    }
+    #[cfg(not(unix))]
+    server.stop_with_rest();
 }
 
 fn thousand_connections(row: &Row) {

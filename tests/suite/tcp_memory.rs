@@ -69,7 +69,7 @@ fn silent(row: &Row, mode: &str) {
     drop((first, second));
     let polite = Peer::new(&server);
     polite.echo(&stream[..if mode.is_empty() { 1 } else { stream.len() }]);
-    server.stop();
+    server.stop_with_rest();
 }
 
 /// So many more, each of which has sent all that it can, over and over `stream`, and has read nothing.

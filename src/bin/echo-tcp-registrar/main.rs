@@ -25,15 +25,14 @@ mod worker;
 
 use clap::{Args, value_parser};
 use echo_lab::stream::{Accepted, PAUSE, Split, Streams};
-use echo_lab::{Attempt, Error, Result, cli, ledger::DRAIN_DEADLINE, net, report, stop};
+use echo_lab::{Attempt, Error, Result, cli, net, report, stop};
 use mailbox::{Batch, Mailbox, Ready};
 use mio::Interest;
 use mio::net::TcpListener;
 use poller::Poller;
-use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use worker::{Rules, Worker};
 
 #[derive(Args)]
@@ -95,19 +94,13 @@ fn main() -> Result<()> {
     let waked = mailbox.clone();
     let polling = named("poller", move || poller.run(|| waked.notify(signal, Ready::MESSAGE)))?;
 
-    let (mut incoming, mut workers) = (Vec::new(), HashMap::new());
+    let (mut incoming, mut workers) = (Vec::new(), Vec::new());
     for number in 0..flags.workers {
         let own = Arc::new(Mailbox::default());
         let (sender, receiver) = channel::new(&registrar, &own);
         incoming.push(sender);
         let mut worker = Worker::new(registrar.try_clone()?, own, receiver, rules.clone(), streams.clone());
-        let (main, ended) = (mailbox.clone(), registrar.new_id());
-        let thread = named(&format!("worker-{number}"), move || {
-            let result = worker.run();
-            main.notify(ended, Ready::MESSAGE);
-            result
-        })?;
-        workers.insert(ended, thread);
+        workers.push(named(&format!("worker-{number}"), move || worker.run())?);
     }
     let listening = registrar.register(&mut listener, Interest::READABLE, &mailbox).attempt("register the listener")?;
     let interval = flags.interval.map(|millis| registrar.interval(Duration::from_millis(millis), &mailbox));
@@ -141,20 +134,16 @@ fn main() -> Result<()> {
         }
     }
 
-    // The workers see the channel's end, and finish with what has arrived.
-    drop(incoming);
+    // The workers see the channel's end, and finish with what has arrived, within the time there is.
     lock(&streams).ledger.stop();
-    let deadline = Instant::now() + DRAIN_DEADLINE;
-    while !workers.is_empty() && Instant::now() < deadline {
-        mailbox.take(&mut batch, Some(deadline.saturating_duration_since(Instant::now())));
-        for thread in batch.drain().filter_map(|(id, _)| workers.remove(&id)) {
-            thread.join().map_err(|_| Error::new("a worker panicked"))??;
-        }
+    drop(incoming);
+    for thread in workers {
+        thread.join().map_err(|_| Error::new("a worker panicked"))??;
     }
     registrar.end();
     let waits = polling.join().map_err(|_| Error::new("the poller panicked"))??;
-    lock(&streams).ledger.waits = waits;
-    let streams = lock(&streams);
+    let mut streams = lock(&streams);
+    streams.ledger.waits = waits;
     streams.finish()
 }
 

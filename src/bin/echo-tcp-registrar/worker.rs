@@ -69,12 +69,12 @@ impl Worker {
         Self { registrar, mailbox, incoming, rules, streams, connections, timers, buffer }
     }
 
-    /// Until no more connections come, and the last one is closed.
+    /// Until no more connections come, and the last one is closed or the time to stop is over.
     pub fn run(&mut self) -> Result<()> {
         let mut batch = Batch::default();
-        let mut ended = false;
-        while !ended || !self.connections.is_empty() {
-            self.mailbox.take(&mut batch, None);
+        let (mut ended, mut left) = (false, None);
+        while !ended || !self.connections.is_empty() && left != Some(Duration::ZERO) {
+            self.mailbox.take(&mut batch, left);
             for (id, ready) in batch.drain() {
                 if id == self.incoming.id {
                     ended = self.adopt();
@@ -84,7 +84,12 @@ impl Worker {
                     self.serve(id, ready);
                 }
             }
+            if ended {
+                left = lock(&self.streams).ledger.timeout();
+            }
         }
+        let held = self.connections.values().map(Connection::held).sum();
+        lock(&self.streams).ledger.unsent(held);
         Ok(())
     }
 
@@ -170,11 +175,18 @@ impl Worker {
             self.timers.remove(&timer);
             let _ = self.registrar.cancel(timer);
         }
-        lock(&self.streams).ledger.closed();
+        let mut streams = lock(&self.streams);
+        streams.ledger.unsent(connection.held());
+        streams.ledger.closed();
     }
 }
 
 impl Connection {
+    /// Bytes read and not yet written.
+    fn held(&self) -> usize {
+        self.unsent.len() + self.inbox.as_ref().map_or(0, Inbox::len)
+    }
+
     /// One call: what waits is written first, then the next whole message; else something is read.
     fn step(&mut self, buffer: &mut [u8], streams: &Mutex<Streams>) -> Moved {
         if !self.unsent.is_empty() {

@@ -57,7 +57,7 @@ impl Connection {
             if ledger.read(outcome) == Moved::Over {
                 self.over = true;
                 if failed {
-                    self.give_up(buffers);
+                    self.give_up(buffers, ledger);
                 }
             }
         }
@@ -81,14 +81,24 @@ impl Connection {
             Moved::Again => {}
             Moved::Over => {
                 self.over = true;
-                self.give_up(buffers);
+                self.give_up(buffers, ledger);
             }
         }
     }
 
+    /// Bytes received and not yet sent.
+    pub fn held(&self) -> usize {
+        self.parts.iter().map(|(_, len)| len).sum::<usize>() - self.sent
+    }
+
     /// Nothing more is sent. The part of a send under way stays until that ends.
-    fn give_up(&mut self, buffers: &mut Provided) {
+    fn give_up(&mut self, buffers: &mut Provided, ledger: &mut Ledger) {
+        let held = self.held();
         let kept = usize::from(self.sending != Sending::No);
         self.parts.drain(kept..).for_each(|(id, _)| buffers.give_back(id));
+        if self.parts.is_empty() {
+            self.sent = 0;
+        }
+        ledger.unsent(held - self.held());
     }
 }

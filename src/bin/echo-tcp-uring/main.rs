@@ -111,6 +111,8 @@ fn main() -> Result<()> {
         }
     }
     ring::cancel_all(&ring)?;
+    let held = server.connections.iter().map(|(_, connection)| connection.held()).sum();
+    server.ledger.unsent(held);
     server.ledger.finish()
 }
 

@@ -54,6 +54,7 @@ impl Outbox {
         let header = if self.frames { &header[..] } else { &[] };
         let len = header.len() + message.len();
         if self.waiting.len() + len > LIMIT && !self.waiting.is_empty() {
+            lock(ledger).unsent(len);
             return Err(Full);
         }
         self.queued += len as u64;

@@ -77,12 +77,16 @@ struct Connection<C> {
     flow: Flow,
     /// Whether the peer sends no more: the end of the stream is still to be read.
     ended: bool,
-    _entry: Option<Entry>,
+    entry: Option<Entry>,
 }
 
 impl<C> Drop for Connection<C> {
     fn drop(&mut self) {
         self.reactor.closed();
+        if let Some(Entry(ledger)) = &self.entry {
+            let unread = self.inbox.as_ref().map_or(0, Inbox::len);
+            lock(ledger).unsent(unread + self.outbox.len());
+        }
     }
 }
 
@@ -262,8 +266,7 @@ impl<C: Send + 'static> Runtime<C> {
         let _ = stream.set_nodelay(true);
         let inbox = self.settings.split.map(|split| Inbox::new(split, self.settings.limit));
         let outbox = Outbox::new(inbox.is_some());
-        let mut connection =
-            Connection { reactor, stream, inbox, outbox, flow: Flow::Continue, ended: false, _entry: entry };
+        let mut connection = Connection { reactor, stream, inbox, outbox, flow: Flow::Continue, ended: false, entry };
         connection.call(id, &self.remote, &self.ledger, |reactor, context| reactor.connected(context));
         if self.deadline.is_some() {
             connection.read_no_more();
