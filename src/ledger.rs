@@ -97,7 +97,7 @@ impl Ledger {
         self.report.received += 1;
         let (counter, why) = match policy::refusal(peer, self.local) {
             Some(Refusal::SourcePortZero) => (&mut self.report.refused_source_port_zero, "refused: source port 0"),
-            Some(Refusal::OwnAddress) => (&mut self.report.refused_own_address, "refused: own address"),
+            Some(Refusal::OwnPort) => (&mut self.report.refused_own_port, "refused: own port"),
             None if len > self.max_size => (&mut self.report.too_big, "refused: too big"),
             None => {
                 self.log(format_args!("{len} bytes from {peer}"));

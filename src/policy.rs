@@ -11,17 +11,16 @@ pub const NOBODY: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED)
 pub enum Refusal {
     /// No reply can be sent to port 0 (EINVAL, udp(7)).
     SourcePortZero,
-    /// A reply would come back to the server, for ever: the loop of CVE-2024-2169, at its smallest.
-    OwnAddress,
+    /// A reply would go to the server itself, or to another echo server, which would answer it, for ever: CVE-2024-2169.
+    OwnPort,
 }
 
-/// Whether a server bound to `local` refuses to answer `peer`. On a wildcard address any source with the server's own
-/// port may be the server itself, or another echo server that would answer the answer: refused, as inetd does.
+/// Whether a server bound to `local` refuses to answer `peer`. Only ports are compared, as inetd does: a source with the
+/// server's own port may be the server itself by another of its addresses, or an echo server on another one or elsewhere.
 pub fn refusal(peer: SocketAddr, local: SocketAddr) -> Option<Refusal> {
-    let same_host = local.ip().is_unspecified() || peer.ip() == local.ip();
     match peer.port() {
         0 => Some(Refusal::SourcePortZero),
-        port if port == local.port() && same_host => Some(Refusal::OwnAddress),
+        port if port == local.port() => Some(Refusal::OwnPort),
         _ => None,
     }
 }
@@ -113,10 +112,11 @@ mod tests {
     fn refuses_what_cannot_or_must_not_be_answered() {
         for (peer, local, expected) in [
             ("127.0.0.1:0", "127.0.0.1:2000", Some(Refusal::SourcePortZero)),
-            ("127.0.0.1:2000", "127.0.0.1:2000", Some(Refusal::OwnAddress)),
-            ("[::1]:2000", "[::1]:2000", Some(Refusal::OwnAddress)),
-            ("127.0.0.1:2000", "0.0.0.0:2000", Some(Refusal::OwnAddress)),
-            ("192.0.2.1:2000", "127.0.0.1:2000", None),
+            ("127.0.0.1:2000", "127.0.0.1:2000", Some(Refusal::OwnPort)),
+            ("[::1]:2000", "[::1]:2000", Some(Refusal::OwnPort)),
+            ("127.0.0.1:2000", "0.0.0.0:2000", Some(Refusal::OwnPort)),
+            ("127.0.0.3:2000", "127.0.0.2:2000", Some(Refusal::OwnPort)),
+            ("[2001:db8::1]:2000", "[::]:2000", Some(Refusal::OwnPort)),
             ("127.0.0.1:2001", "127.0.0.1:2000", None),
             ("127.0.0.1:2001", "0.0.0.0:2000", None),
         ] {

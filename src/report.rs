@@ -14,8 +14,8 @@ pub struct Report {
     pub echoed: u64,
     /// Not answered: source port 0.
     pub refused_source_port_zero: u64,
-    /// Not answered: the source is the server itself.
-    pub refused_own_address: u64,
+    /// Not answered: the source port is the server's own.
+    pub refused_own_port: u64,
     /// Not answered: longer than `--max-size`.
     pub too_big: u64,
     /// Datagrams whose send failed for good (ECONNREFUSED, EPERM, ENOBUFS …).
@@ -44,7 +44,7 @@ impl Report {
             received: sum(|it| it.received),
             echoed: sum(|it| it.echoed),
             refused_source_port_zero: sum(|it| it.refused_source_port_zero),
-            refused_own_address: sum(|it| it.refused_own_address),
+            refused_own_port: sum(|it| it.refused_own_port),
             too_big: sum(|it| it.too_big),
             send_errors: sum(|it| it.send_errors),
             unsent: sum(|it| it.unsent),
@@ -65,13 +65,13 @@ impl Report {
     fn text(&self) -> String {
         let drops = self.kernel_drops.map_or("unknown".into(), |n| n.to_string());
         format!(
-            "received {}, echoed {}, refused {} (source port zero {}, own address {}), too big {}, send errors {}, \
+            "received {}, echoed {}, refused {} (source port zero {}, own port {}), too big {}, send errors {}, \
              receive errors {}, unsent {}, would block: receive {}, send {}, waits {}, dropped by the kernel {drops}{}",
             self.received,
             self.echoed,
-            self.refused_source_port_zero + self.refused_own_address,
+            self.refused_source_port_zero + self.refused_own_port,
             self.refused_source_port_zero,
-            self.refused_own_address,
+            self.refused_own_port,
             self.too_big,
             self.send_errors,
             self.recv_errors,
@@ -92,13 +92,13 @@ impl Report {
     fn json(&self) -> String {
         let drops = self.kernel_drops.map_or("null".into(), |n| n.to_string());
         format!(
-            "{{\"received\":{},\"echoed\":{},\"refused\":{{\"source_port_zero\":{},\"own_address\":{}}},\
+            "{{\"received\":{},\"echoed\":{},\"refused\":{{\"source_port_zero\":{},\"own_port\":{}}},\
              \"too_big\":{},\"send_errors\":{},\"recv_errors\":{},\"unsent\":{},\
              \"would_block\":{{\"recv\":{},\"send\":{}}},\"waits\":{},\"kernel_drops\":{drops}{}}}",
             self.received,
             self.echoed,
             self.refused_source_port_zero,
-            self.refused_own_address,
+            self.refused_own_port,
             self.too_big,
             self.send_errors,
             self.recv_errors,

@@ -58,7 +58,8 @@ const FAULTS: &[Fault] = &[
 pub fn checks(row: &Row) -> Vec<Check> {
     let mut checks = vec![
         check("source_port_zero", Needs::RawSocket, |row| spoofed(row, Some(0), "source_port_zero")),
-        check("own_address", Needs::RawSocket, |row| spoofed(row, None, "own_address")),
+        check("own_port", Needs::RawSocket, |row| spoofed(row, None, "own_port")),
+        check("no_loop_between_two_servers", Needs::RawSocket, no_loop),
         check("client_gone", Needs::Nothing, client_gone),
         check("flood", Needs::Nothing, flood),
         check("fatal_error_of_the_socket", Needs::Calls, fatal),
@@ -210,6 +211,27 @@ fn spoofed(row: &Row, source: Option<u16>, reason: &str) {
     let (summary, _) = server.stop();
     assert_eq!(number(&summary["refused"][reason]), u64::from(SPOOFED), "{summary}");
     assert_eq!(number(&summary["received"]), 20 + u64::from(SPOOFED), "a loop: {summary}");
+}
+
+/// On one port of two addresses: one datagram whose source is the other server.
+fn no_loop(row: &Row) {
+    let one = Server::start(row, &["--bind", "127.0.0.2:0"]);
+    let port = one.addr.port();
+    let other = Server::start(row, &["--bind", &format!("127.0.0.3:{port}")]);
+    let raw = raw_socket().unwrap();
+    // The address that a raw socket is bound to is the source of what it sends (raw(7)).
+    raw.bind(&SocketAddr::from(([127, 0, 0, 3], 0)).into()).unwrap();
+    // RFC 768, as above.
+    let header = [port, port, 8 + 4, 0].map(u16::to_be_bytes).concat();
+    raw.send_to(&[&header[..], b"evil"].concat(), &one.addr.into()).unwrap();
+    for server in [&one, &other] {
+        server.client().echo_numbers(0..20);
+        // As above.
+        server.until_it_waits();
+    }
+    let (one, other) = (one.stop().0, other.stop().0);
+    let counts = |summary: &Value| [&summary["received"], &summary["refused"]["own_port"]].map(number);
+    assert_eq!((counts(&one), counts(&other)), ([21, 1], [20, 0]), "a loop: {one} {other}");
 }
 
 fn client_gone(row: &Row) {

@@ -264,7 +264,7 @@ pub fn summary(ended: &Ended) -> Value {
     }
     if let Some(received) = summary.get("received") {
         let known = ["echoed", "too_big", "send_errors", "unsent"].map(|name| number(&summary[name]));
-        let refused = ["source_port_zero", "own_address"].map(|name| number(&summary["refused"][name]));
+        let refused = ["source_port_zero", "own_port"].map(|name| number(&summary["refused"][name]));
         let accounted = known.iter().sum::<u64>() + refused.iter().sum::<u64>();
         assert_eq!(number(received), accounted, "{summary}");
     }

@@ -138,7 +138,7 @@ fn add(report: &mut Report, mut counters: [u64; 4], seen: &mut [u64; 4], count: 
     report.received += (0..counters.len()).map(new).sum::<u64>();
     report.echoed += new(program::ECHOED);
     report.refused_source_port_zero += new(program::SOURCE_PORT_ZERO);
-    report.refused_own_address += new(program::OWN_ADDRESS);
+    report.refused_own_port += new(program::OWN_PORT);
     report.too_big += new(program::TOO_BIG);
     *seen = counters;
 }
