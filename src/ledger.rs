@@ -2,7 +2,7 @@
 
 use crate::cli::ServerArgs;
 use crate::policy::{self, Refusal, Verdict};
-use crate::report::Report;
+use crate::report::{Report, log_line};
 use crate::{Attempt, Result};
 use socket2::SockRef;
 use std::fmt::Arguments;
@@ -166,8 +166,7 @@ impl Ledger {
 
     fn log(&self, line: Arguments<'_>) {
         if self.verbose {
-            // A closed standard error must not end the server.
-            let _ = io::Write::write_fmt(&mut io::stderr(), format_args!("{line}\n"));
+            log_line(line);
         }
     }
 }

@@ -1,6 +1,6 @@
 //! What the three `tokio-multisocket` probes share: their flags, their sockets, and a future that counts its polls.
 
-use crate::report::{listening, print_line};
+use crate::report::{listening, log_line, print_line};
 use crate::{Attempt, Error, Result};
 use clap::Parser;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -40,7 +40,7 @@ pub struct Counts {
 pub async fn sockets() -> Result<(Vec<UdpSocket>, Arc<Counts>)> {
     let args = Args::parse();
     if args.start_port.checked_add(args.sockets - 1).is_none() {
-        eprintln!("error: {} sockets from port {} need ports beyond 65535", args.sockets, args.start_port);
+        log_line(format_args!("error: {} sockets from port {} need ports beyond 65535", args.sockets, args.start_port));
         std::process::exit(2);
     }
     let mut sockets = Vec::new();

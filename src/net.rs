@@ -1,6 +1,7 @@
 //! The server's socket: bound as the flags say, and what the kernel dropped on it.
 
 use crate::cli::{ServerArgs, StreamArgs};
+use crate::report::log_line;
 use crate::{Attempt, Error, Result};
 use socket2::{Domain, SockRef, Socket, Type};
 use std::io::ErrorKind;
@@ -16,12 +17,14 @@ pub fn bind(args: &ServerArgs) -> Result<UdpSocket> {
         socket.set_recv_buffer_size(bytes).attempt(format_args!("set a receive buffer of {bytes} bytes"))?;
         let got = socket.recv_buffer_size().attempt("read the size of the receive buffer")?;
         if got < bytes {
-            eprintln!("warning: receive buffer is {got} bytes, not {bytes}: raise net.core.rmem_max");
+            log_line(format_args!("warning: receive buffer is {got} bytes, not {bytes}: raise net.core.rmem_max"));
         }
     }
     socket.bind(&at.into()).map_err(|error| cannot_bind("UDP", at, &error))?;
     if !at.ip().is_loopback() {
-        eprintln!("warning: {at} is not loopback: whoever reaches it can have datagrams reflected to a forged source");
+        log_line(format_args!(
+            "warning: {at} is not loopback: whoever reaches it can have datagrams reflected to a forged source"
+        ));
     }
     Ok(socket.into())
 }
@@ -39,7 +42,9 @@ pub fn listen(args: &StreamArgs) -> Result<TcpListener> {
     let listening = socket.bind(&at.into()).and_then(|()| socket.listen(BACKLOG));
     listening.map_err(|error| cannot_bind("TCP", at, &error))?;
     if !at.ip().is_loopback() {
-        eprintln!("warning: {at} is not loopback: whoever reaches it can use this machine's memory and descriptors");
+        log_line(format_args!(
+            "warning: {at} is not loopback: whoever reaches it can use this machine's memory and descriptors"
+        ));
     }
     Ok(socket.into())
 }

@@ -116,6 +116,12 @@ pub fn listening(local: SocketAddr) -> Result<()> {
     print_line(format_args!("listening on {local}"))
 }
 
+/// A line on standard error: a warning, or what `-v` asks for. If it cannot be written, since its reader has gone or a disk is
+/// full, it is lost: that ends no server. (`eprintln!` panics.)
+pub fn log_line(line: impl Display) {
+    let _ = writeln!(std::io::stderr(), "{line}");
+}
+
 /// A line on standard output. A reader that has gone (`| head -1`) is no error.
 pub fn print_line(line: impl Display) -> Result<()> {
     let mut out = std::io::stdout().lock();

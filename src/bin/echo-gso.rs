@@ -158,7 +158,9 @@ impl Cutter {
     fn refused(&mut self, error: &io::Error) -> bool {
         let refused = [Some(libc::EIO), Some(libc::EINVAL)].contains(&error.raw_os_error());
         if refused && self.works {
-            eprintln!("warning: no segmentation offload here ({error}): datagrams are sent one by one");
+            report::log_line(format_args!(
+                "warning: no segmentation offload here ({error}): datagrams are sent one by one"
+            ));
             self.works = false;
         }
         refused

@@ -86,7 +86,9 @@ fn main() -> Result<()> {
             let result = state.try_send((&socket).into(), &transmit);
             if let (Err(error), true) = (&result, state.max_gso_segments() < most) {
                 // The kernel (EINVAL) or the interface (EIO: no checksum offload) cannot cut, and the crate has noticed.
-                eprintln!("warning: no segmentation offload here ({error}): datagrams are sent one by one");
+                report::log_line(format_args!(
+                    "warning: no segmentation offload here ({error}): datagrams are sent one by one"
+                ));
                 continue;
             }
             let sent = result.is_ok();

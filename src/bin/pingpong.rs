@@ -13,7 +13,7 @@ mod reactor;
 
 use clap::{Parser, ValueEnum};
 use echo_lab::cli::StreamArgs;
-use echo_lab::report::print_line;
+use echo_lab::report::{log_line, print_line};
 use echo_lab::stream::{Ledger, Split};
 use echo_lab::{Attempt, Error, Result};
 use hdrhistogram::Histogram;
@@ -146,7 +146,7 @@ fn start(name: &str, names: &Names<Instant>, bind: SocketAddr) -> Result<Remote<
     let remote = runtime.remote();
     let run = || {
         if let Err(error) = runtime.run() {
-            eprintln!("Error: {error}");
+            log_line(format_args!("Error: {error}"));
         }
     };
     thread::Builder::new().name(name.into()).spawn(run).attempt(format_args!("start the thread {name}"))?;

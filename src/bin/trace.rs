@@ -9,7 +9,7 @@
 
 use clap::Parser;
 use echo_lab::catalog::{self, Kind, Row};
-use echo_lab::{Attempt, Error, Result, report::print_line, unsupported};
+use echo_lab::{Attempt, Error, Result, report::log_line, report::print_line, unsupported};
 use std::io::{self, BufRead, BufReader, Lines, Read, Write};
 use std::net::{SocketAddr, TcpStream, UdpSocket};
 use std::process::{Child, ChildStdout, Command, Stdio};
@@ -41,7 +41,7 @@ fn main() -> Result<()> {
     let traced = |row: &&Row| !matches!(row.kind, Kind::Tool | Kind::Xdp) && row.built;
     let Some(row) = catalog::find(&args.name).filter(traced) else {
         let known: Vec<_> = catalog::ROWS.iter().filter(traced).map(|row| row.name).collect();
-        eprintln!("error: cannot trace {}: this build has {}", args.name, known.join(", "));
+        log_line(format_args!("error: cannot trace {}: this build has {}", args.name, known.join(", ")));
         std::process::exit(2);
     };
     let log = env::temp_dir().join(format!("echo-lab-trace-{}", std::process::id()));
@@ -303,7 +303,7 @@ fn print_server(row: &Row, args: &Args, calls: &[Call]) -> Result<()> {
         return Err(Error::new(format!("cannot find two echoes in the trace of {}", row.name)));
     };
     if let Some((at, _)) = echoes.iter().enumerate().find(|(_, echo)| *echo != first) {
-        eprintln!("warning: echo {} differs from the first: the machine may be busy, try again", at + 1);
+        log_line(format_args!("warning: echo {} differs from the first: the machine may be busy, try again", at + 1));
     }
     if !args.steady {
         print_line(format_args!("# start-up: {} calls", start.len()))?;

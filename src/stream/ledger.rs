@@ -3,7 +3,7 @@
 use crate::cli::StreamArgs;
 use crate::ledger::DRAIN_DEADLINE;
 use crate::policy::{self, Verdict};
-use crate::report::print_line;
+use crate::report::{log_line, print_line};
 use crate::{Attempt, Result};
 use std::fmt::Arguments;
 use std::io;
@@ -223,8 +223,7 @@ impl Ledger {
 
     fn log(&self, line: Arguments<'_>) {
         if self.verbose {
-            // A closed standard error must not end the server.
-            let _ = io::Write::write_fmt(&mut io::stderr(), format_args!("{line}\n"));
+            log_line(line);
         }
     }
 }

@@ -12,6 +12,8 @@ mod faults;
 #[cfg(target_os = "linux")]
 mod heap;
 #[cfg(target_os = "linux")]
+mod output;
+#[cfg(target_os = "linux")]
 mod page;
 mod probes;
 mod project;
@@ -174,6 +176,7 @@ fn main() -> ExitCode {
                 checks.extend(tcp_faults::checks(row));
                 checks.extend(tcp_memory::checks(row));
             }
+            checks.extend(output::checks(row));
             checks.extend(traces::checks(row));
             checks.extend(heap::checks(row));
             checks.extend(compare::checks(row));

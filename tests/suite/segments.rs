@@ -15,7 +15,7 @@ pub fn checks(row: &Row) -> Vec<Check> {
 }
 
 /// Sends datagrams of `size` bytes, the last one of `last`, in one call. The first byte of each is its number.
-fn send_piece(client: &Client, size: usize, count: usize, last: usize) -> Vec<Vec<u8>> {
+pub fn send_piece(client: &Client, size: usize, count: usize, last: usize) -> Vec<Vec<u8>> {
     let size_option = size as libc::c_int;
     // SAFETY: the option is read from `size_option`, whose size is given.
     let status = unsafe {

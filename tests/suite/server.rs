@@ -84,7 +84,12 @@ impl Server {
 
     /// Starts `command`, which is to say where it listens.
     pub fn spawn(command: &mut Command, log: Option<PathBuf>) -> Self {
-        let (mut server, line) = Self::spawn_with_line(command, log);
+        Self::spawn_with(command, log, Stdio::piped())
+    }
+
+    /// As [`spawn`](Self::spawn), with this as its standard error.
+    pub fn spawn_with(command: &mut Command, log: Option<PathBuf>, stderr: Stdio) -> Self {
+        let (mut server, line) = Self::spawn_with_line(command, log, stderr);
         let addr = line.strip_prefix("listening on ").unwrap_or_else(|| panic!("first line is {line:?}"));
         server.addr = addr.parse().expect("an address");
         server
@@ -93,22 +98,22 @@ impl Server {
     /// Starts `command`, which listens nowhere, and says `first` when it is ready.
     #[cfg(target_os = "linux")]
     pub fn spawn_until(command: &mut Command, first: &str) -> Self {
-        let (server, line) = Self::spawn_with_line(command, None);
+        let (server, line) = Self::spawn_with_line(command, None, Stdio::piped());
         assert_eq!(line, first);
         server
     }
 
     /// Starts `command`: with its first line.
-    fn spawn_with_line(command: &mut Command, log: Option<PathBuf>) -> (Self, String) {
-        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("starts");
-        let (stdout, stderr) = (child.stdout.take().unwrap(), child.stderr.take().unwrap());
+    fn spawn_with_line(command: &mut Command, log: Option<PathBuf>, stderr: Stdio) -> (Self, String) {
+        let mut child = command.stdout(Stdio::piped()).stderr(stderr).spawn().expect("starts");
+        let (stdout, stderr) = (child.stdout.take().unwrap(), child.stderr.take());
         let (sender, lines) = channel();
         thread::spawn(move || {
             for line in BufReader::new(stdout).lines().map_while(Result::ok) {
                 let _ = sender.send(line);
             }
         });
-        let stderr = Some(thread::spawn(move || read_all(stderr)));
+        let stderr = stderr.map(|stderr| thread::spawn(move || read_all(stderr)));
         let server = Self { addr: SocketAddr::from(([0; 4], 0)), child, lines, stderr, log };
         let Ok(line) = server.lines.recv_timeout(PATIENCE) else {
             panic!("said nothing, then {:?}", server.wait().stderr);
@@ -188,7 +193,7 @@ impl Server {
                 None => thread::sleep(Duration::from_millis(2)),
             }
         };
-        let stderr = self.stderr.take().unwrap().join().unwrap();
+        let stderr = self.stderr.take().map(|reader| reader.join().unwrap()).unwrap_or_default();
         assert!(!stderr.contains("panicked"), "{stderr}");
         let lines = self.lines.iter().collect();
         Ended { status, lines, stderr, trace: self.log.as_deref().map(read_log).unwrap_or_default() }

@@ -11,7 +11,7 @@ use crate::stats::{Estimate, Noise, ranks};
 use crate::subject::{Program, Subject, pin};
 use crate::{export, table};
 use clap::{ColorChoice, Parser};
-use echo_lab::report::print_line;
+use echo_lab::report::{log_line, print_line};
 use echo_lab::{Attempt, Error, Result, stop};
 use indicatif::{ProgressBar, ProgressStyle};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
@@ -34,7 +34,7 @@ pub fn main() -> Result<ExitCode> {
     let programs = match args.programs() {
         Ok(programs) => programs,
         Err(sentence) => {
-            eprintln!("error: {sentence}");
+            log_line(format_args!("error: {sentence}"));
             return Ok(ExitCode::from(2));
         }
     };
@@ -62,7 +62,7 @@ pub fn main() -> Result<ExitCode> {
     }
     export::all(&args, &results, &tallies)?;
     let failed: Vec<_> = args.assert.iter().filter_map(|condition| condition.check(&results).err()).collect();
-    failed.iter().for_each(|what| eprintln!("{what}"));
+    failed.iter().for_each(log_line);
     Ok(match (failed.is_empty(), results.failures.is_empty()) {
         (false, _) => ExitCode::from(CONDITION_FAILED),
         (_, false) => ExitCode::FAILURE,

@@ -113,7 +113,8 @@ fn main() -> Result<()> {
         for (id, _) in batch.drain() {
             more |= id == listening;
             if Some(id) == interval {
-                eprintln!("{} connections open", lock(&streams).ledger.open());
+                let open = lock(&streams).ledger.open();
+                report::log_line(format_args!("{open} connections open"));
             }
         }
         while more && lock(&streams).ledger.accepts() {
