@@ -277,7 +277,7 @@ pub const ROWS: &[Row] = &[
             Systems::Linux,
             None,
             2,
-            "What if one call, and one way through the network stack, carries 64 datagrams?",
+            "What if one call, and one way through the network stack, carries many datagrams?",
         ),
     ),
     calling(

@@ -7,7 +7,8 @@
 //!                  many datagrams. EPOLLOUT is asked for only while something waits to be sent. With
 //!                  --register-per-wait EPOLL_CTL_ADD and _DEL around each wait: see METHODOLOGY.md for what that spares.
 //! Left out:        a fair share for other sockets: DRAIN_LIMIT only keeps a flood from hiding the stop signal.
-//! Oldest system:   Linux 2.6.27, for signalfd4: the stop signal is one more readable descriptor.
+//! Oldest system:   Linux 3.2, which the standard library needs; epoll is older, and so is signalfd, by which the stop
+//!                  signal is one more readable descriptor.
 
 #[cfg(not(target_os = "linux"))]
 fn main() -> echo_lab::Result<()> {

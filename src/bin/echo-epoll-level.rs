@@ -5,7 +5,8 @@
 //! In the trace:    epoll_wait, recvfrom, sendto for each echo; no EPOLLET; epoll_ctl(EPOLL_CTL_MOD) only when the
 //!                  interest changes: EPOLLOUT is asked for only while something waits to be sent.
 //! Left out:        draining. A wait for each datagram is simple, and a third system call for each.
-//! Oldest system:   Linux 2.6.27, for signalfd4: the stop signal is one more readable descriptor.
+//! Oldest system:   Linux 3.2, which the standard library needs; epoll is older, and so is signalfd, by which the stop
+//!                  signal is one more readable descriptor.
 
 #[cfg(not(target_os = "linux"))]
 fn main() -> echo_lab::Result<()> {

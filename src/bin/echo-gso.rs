@@ -1,10 +1,11 @@
-//! UDP echo with segmentation offload: one receive takes up to 64 datagrams of one sender and one size, which the kernel
-//! never took apart (UDP_GRO), and one send gives them back as one piece, which it need not cut up (UDP_SEGMENT). The
-//! network stack is gone through once for all of them: that, not the entry into the kernel, is what datagrams cost.
+//! UDP echo with segmentation offload: one receive takes up to 64 datagrams (128 since Linux 6.9) of one sender and one size,
+//! which the kernel never took apart (UDP_GRO), and one send gives them back as one piece, which it need not cut up
+//! (UDP_SEGMENT). The network stack is gone through once for all of them: that, not the entry into the kernel, is what
+//! datagrams cost.
 //!
 //! Run:             cargo run --bin echo-gso --features gso
 //! Second terminal: nc -u 127.0.0.1 2000, whose datagrams come one by one; scripts/compare --gso echo-gso sends pieces
-//! In the trace:    recvmsg and sendto, one of each for a piece of up to 64 datagrams. recvmsg, because the size of the
+//! In the trace:    recvmsg and sendto, one of each for a piece of many datagrams. recvmsg, because the size of the
 //!                  datagrams in it comes as a control message; setsockopt only when that size changes.
 //! Left out:        waiting for two things at once, as in echo-blocking. One piece is held; `--queue` has no use here.
 //! Oldest system:   Linux 5.0, for UDP_GRO; see udp(7).

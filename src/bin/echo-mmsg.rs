@@ -7,7 +7,7 @@
 //!                  Under load one of each serves many. With --epoll the calls do not block, and the socket is
 //!                  registered while there is nothing to do: what echo-tokio-batch does, without the runtime.
 //! Left out:        receiving while a send is blocked, as in echo-blocking. The batch takes the place of `--queue`.
-//! Oldest system:   Linux 3.0.
+//! Oldest system:   Linux 3.2, which the standard library needs; recvmmsg and sendmmsg are older.
 
 #[cfg(not(target_os = "linux"))]
 fn main() -> echo_lab::Result<()> {

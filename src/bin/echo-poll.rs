@@ -4,7 +4,8 @@
 //! Second terminal: nc -u 127.0.0.1 2000
 //! In the trace:    ppoll, recvfrom, sendto for each echo. POLLOUT is asked for only while something waits to be sent.
 //! Left out:        draining, unless --drain-limit says so: a wait for each datagram is simple, and a third call for each.
-//! Oldest system:   Linux 2.6.16 or FreeBSD, for ppoll: its signal mask closes the window between a check and the wait.
+//! Oldest system:   Linux 3.2 or FreeBSD 12, which the standard library needs, with ppoll: its signal mask closes the window
+//!                  between a check and the wait.
 
 #[cfg(not(any(target_os = "linux", target_os = "freebsd")))]
 fn main() -> echo_lab::Result<()> {

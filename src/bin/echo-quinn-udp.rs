@@ -3,7 +3,7 @@
 //!
 //! Run:             cargo run --bin echo-quinn-udp --features quinn-udp
 //! Second terminal: nc -u 127.0.0.1 2000, whose datagrams come one by one; scripts/compare --gso echo-quinn-udp sends pieces
-//! In the trace:    recvmmsg and sendmsg, one of each for a piece of up to 64 datagrams. Each receive also says what QUIC
+//! In the trace:    recvmmsg and sendmsg, one of each for a piece of many datagrams. Each receive also says what QUIC
 //!                  wants to know: the address it was sent to, and the congestion mark. Datagrams one by one pay for it.
 //! Left out:        waiting for two things at once, as in echo-blocking; several pieces in one recvmmsg, for which the crate
 //!                  wants a socket that does not block, and somebody else to wait. `--queue` has no use here.

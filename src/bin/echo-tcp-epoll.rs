@@ -7,7 +7,8 @@
 //!                  in place of EPOLLIN, only while a peer does not read its echo.
 //! Left out:        edge triggering, which saves nothing here: one read takes what is there, and what it leaves is
 //!                  reported again.
-//! Oldest system:   Linux 2.6.27, for signalfd4: the stop signal is one more readable descriptor.
+//! Oldest system:   Linux 3.2, which the standard library needs; epoll is older, and so is signalfd, by which the stop
+//!                  signal is one more readable descriptor.
 
 #[cfg(not(target_os = "linux"))]
 fn main() -> echo_lab::Result<()> {

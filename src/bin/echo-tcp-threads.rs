@@ -4,7 +4,8 @@
 //! Second terminal: nc 127.0.0.1 2000
 //! In the trace:    recvfrom and sendto, by a thread of each connection's own; accept4 by the first.
 //! Left out:        a limit to the threads but the system's own: at it, connections are closed as they come.
-//! Oldest system:   any. Ctrl-C ends the reads of idle connections on POSIX systems; elsewhere they take a second.
+//! Oldest system:   any that the standard library supports. Ctrl-C ends the reads of idle connections on POSIX systems;
+//!                  elsewhere they take a second.
 
 use echo_lab::stream::{Accepted, Ledger, Moved, PAUSE, Streams, Transit};
 use echo_lab::{Attempt, Result, cli, ledger::DRAIN_DEADLINE, net, report, stop};

@@ -7,7 +7,7 @@
 //!                  registered, and after it no more: else each datagram sent would wake epoll, to find no interest in it.
 //!                  Under load one recvmmsg and one sendmmsg serve many datagrams, and there is hardly a wait.
 //! Left out:        receiving while a send is blocked (echo-tokio). The batch takes the place of `--queue`.
-//! Oldest system:   Linux 3.0.
+//! Oldest system:   Linux 3.2, which the standard library needs; recvmmsg and sendmmsg are older.
 
 #[cfg(not(target_os = "linux"))]
 fn main() -> echo_lab::Result<()> {

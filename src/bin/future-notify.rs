@@ -5,7 +5,7 @@
 //! Second terminal: nothing
 //! In the trace:    no epoll: the executor parks its thread on a futex, and the other thread wakes it.
 //! Left out:        I/O. A runtime's reactor does what the thread does here.
-//! Oldest system:   any.
+//! Oldest system:   any that the standard library supports.
 
 use clap::Parser;
 use echo_lab::{Result, report::print_line};

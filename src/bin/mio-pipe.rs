@@ -1,5 +1,6 @@
-//! What does a wake-up cost while nobody is polling? A system call, each: a Waker does not know whether it is needed
-//! (mio issue 785). What to do about it: a flag in front of it, so that only the first wake-up since the last poll pays.
+//! What does a wake-up cost while nobody is polling? A system call, each: a Waker does not know whether it is needed.
+//! What to do about it: a flag in front of it, so that only the first wake-up since the last poll pays. (mio issue 785 was
+//! about the writes to a pipe that mio 0.6 made for its own queue of events. Queue and pipe went with mio 0.7.)
 //!
 //! Run:             cargo run --bin mio-pipe -- --wakes 3
 //! Second terminal: nothing

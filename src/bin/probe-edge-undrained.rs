@@ -7,7 +7,7 @@
 //! Second terminal: nothing: it sends to itself
 //! In the trace:    an epoll_wait that times out while datagrams are there.
 //! Left out:        a full receive buffer: after a while the kernel drops what arrives, and reports no more.
-//! Oldest system:   Linux 2.6.
+//! Oldest system:   Linux 3.2, which the standard library needs; epoll is older.
 
 #[cfg(not(target_os = "linux"))]
 fn main() -> echo_lab::Result<()> {

@@ -7,7 +7,7 @@
 //! Second terminal: nothing: it sends to a port that it has just closed
 //! In the trace:    recvfrom ends with ECONNREFUSED, or with EAGAIN when its time is over.
 //! Left out:        reading the error queue.
-//! Oldest system:   Linux 2.2, for IP_RECVERR.
+//! Oldest system:   Linux 3.2, which the standard library needs; IP_RECVERR is older.
 
 #[cfg(not(target_os = "linux"))]
 fn main() -> echo_lab::Result<()> {

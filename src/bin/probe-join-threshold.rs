@@ -7,7 +7,7 @@
 //! Second terminal: nothing
 //! In the trace:    nothing: no system call is involved.
 //! Left out:        sockets; tokio-multisocket-join shows the same with them.
-//! Oldest system:   any.
+//! Oldest system:   any that the standard library supports.
 
 use echo_lab::{Result, report::print_line};
 use futures::FutureExt;

@@ -7,7 +7,7 @@
 //! Second terminal: nothing: it sends to itself; leave the limit out and compare
 //! In the trace:    between an epoll_wait that reports two events and the second socket's recvfrom: all of the first's.
 //! Left out:        two threads, which would share the core but not the turn.
-//! Oldest system:   Linux 2.6, for epoll; every loop that drains has the question.
+//! Oldest system:   Linux 3.2, which the standard library needs; every loop that drains has the question.
 
 #[cfg(not(target_os = "linux"))]
 fn main() -> echo_lab::Result<()> {

@@ -7,7 +7,7 @@
 //! Second terminal: nothing: it waits for nothing but time
 //! In the trace:    epoll_wait with a timeout of 1 or 2; the other calls have the time as it was asked for.
 //! Left out:        real-time threads, which have no slack; other clocks than CLOCK_MONOTONIC.
-//! Oldest system:   Linux 5.11, for epoll_pwait2; the others 2.6.28.
+//! Oldest system:   Linux 5.11, for epoll_pwait2; the other waits are older than Linux 3.2.
 
 #[cfg(not(target_os = "linux"))]
 fn main() -> echo_lab::Result<()> {

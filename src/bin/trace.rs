@@ -5,7 +5,7 @@
 //! Second terminal: nothing: the messages come from here.
 //! In the trace:    what the header of the traced binary says.
 //! Left out:        time. strace makes every call slower, and not all alike.
-//! Oldest system:   Linux with strace 4.26, for -D.
+//! Oldest system:   Linux with strace 4.10, for -yy.
 
 use clap::Parser;
 use echo_lab::catalog::{self, Kind, Row};

@@ -5,7 +5,7 @@
 //! Second terminal: nothing
 //! In the trace:    sendmmsg and recvmmsg: the client must not be the bottleneck.
 //! Left out:        see METHODOLOGY.md.
-//! Oldest system:   Linux 3.0, for sendmmsg.
+//! Oldest system:   Linux 3.2, which the standard library needs; sendmmsg is older.
 
 #[cfg(not(target_os = "linux"))]
 fn main() -> echo_lab::Result<()> {

@@ -7,7 +7,8 @@
 //!                  epoll_ctl for each connection that ends, since not every system forgets a socket that is closed.
 //! Left out:        what kqueue and epoll can wait for beside sockets; edge triggering, which a completion port would have
 //!                  for nothing.
-//! Oldest system:   Linux 2.6.27, for eventfd2; FreeBSD 8.1 and macOS 10.6, for EVFILT_USER; Windows Vista.
+//! Oldest system:   what the standard library needs: Linux 3.2, FreeBSD 12, macOS 10.12, Windows 10. Their eventfd, EVFILT_USER
+//!                  and completion ports are older.
 
 mod poll;
 
