@@ -88,27 +88,6 @@ pub fn idle(count: u16) -> Result<Vec<UdpSocket>> {
     (1..=count).map(socket).collect()
 }
 
-/// Bytes that can be sent on `socket` before it would block, counted as [`send_cost`] does: SIOCOUTQ says what is still on
-/// its way out (udp(7)).
-#[cfg(all(target_os = "linux", any(feature = "uring", feature = "compio")))]
-pub fn send_room<'s>(socket: impl Into<SockRef<'s>>) -> std::io::Result<usize> {
-    use std::os::fd::AsRawFd;
-    let socket = socket.into();
-    let limit = socket.send_buffer_size()?;
-    let mut queued: libc::c_int = 0;
-    // SAFETY: SIOCOUTQ, which is TIOCOUTQ, writes one integer.
-    match unsafe { libc::ioctl(socket.as_raw_fd(), libc::TIOCOUTQ, &mut queued) } {
-        0 => Ok(limit.saturating_sub(queued as usize)),
-        _ => Err(std::io::Error::last_os_error()),
-    }
-}
-
-/// Bytes of the send buffer that a datagram of `len` bytes takes at the most: its length, and what the kernel adds to it.
-#[cfg(all(target_os = "linux", any(feature = "uring", feature = "compio")))]
-pub fn send_cost(len: usize) -> usize {
-    2 * len + 2048
-}
-
 /// Datagrams dropped since `socket` was opened, because its receive buffer was full: SO_MEMINFO (Linux 4.12),
 /// the figure in the last column of /proc/net/udp. `None` on other systems.
 #[cfg(target_os = "linux")]

@@ -6,9 +6,9 @@
 //! Second terminal: nc -u 127.0.0.1 2000
 //! In the trace:    io_uring_enter, twice for an echo: one submits the send and waits for it, the other waits for the next
 //!                  datagram. Under load one call carries many of both.
-//! Left out:        links between operations, which this runtime does not offer. A send that waits might be overtaken by
-//!                  the next, so it is alone; those that find room for sure are under way together. `--depth` takes the
-//!                  place of `--queue`. compio allocates for each send, and panics if the ring itself becomes unusable.
+//! Left out:        links between operations, which this runtime does not offer. Of two sends under way the second might
+//!                  overtake the first, so there is one at a time for each sender. `--depth` takes the place of `--queue`.
+//!                  compio allocates for each send, and panics if the ring itself becomes unusable.
 //! Oldest system:   Linux 6.1, for DEFER_TASKRUN.
 
 #[cfg(not(target_os = "linux"))]
@@ -93,21 +93,23 @@ async fn serve(socket: &UdpSocket, signals: &PollFd<SignalFd>, ledger: &mut Ledg
     let fd = socket.to_shared_fd();
     let mut receives = pin!(socket.recv_from_multi());
     let mut exhausted = false;
-    // What was received, oldest first: in sends under way, then those that wait to be sent.
-    let mut sends = VecDeque::<(Submit<SendTo<Datagram, SharedFd<Socket>>>, SocketAddr)>::with_capacity(depth);
+    // Sends under way, no two to one sender; and what waits to be sent, oldest first.
+    let mut sends = Vec::<(Submit<SendTo<Datagram, SharedFd<Socket>>>, SocketAddr)>::with_capacity(depth);
     let mut waiting = VecDeque::<(Datagram, SocketAddr)>::with_capacity(depth);
-    // Bytes that the socket has room for, for sure.
-    let mut room = 0;
 
     while !ledger.is_done(waiting.is_empty() && sends.is_empty()) {
         let stopping = ledger.timeout();
         let turn = poll_fn(|cx| -> Poll<Result<()>> {
-            while let Some((first, peer)) = sends.front_mut() {
-                let Poll::Ready(BufResult(result, datagram)) = Pin::new(first).poll(cx) else { break };
+            let mut at = 0;
+            while let Some((send, peer)) = sends.get_mut(at) {
+                let Poll::Ready(BufResult(result, datagram)) = Pin::new(send).poll(cx) else {
+                    at += 1;
+                    continue;
+                };
                 if ledger.sent(result)? != Sent::Over {
                     waiting.push_front((datagram.into_inner(), *peer));
                 }
-                sends.pop_front();
+                sends.swap_remove(at);
             }
             while stopping.is_none() {
                 let held = waiting.len() + sends.len();
@@ -128,21 +130,16 @@ async fn serve(socket: &UdpSocket, signals: &PollFd<SignalFd>, ledger: &mut Ledg
                     Err(error) => drop(ledger.received(Err(error))?),
                 }
             }
-            while let Some((datagram, peer)) = waiting.pop_front() {
-                let cost = net::send_cost(datagram.buf_len());
-                if room < cost && sends.is_empty() && !waiting.is_empty() {
-                    room = net::send_room(socket).attempt("ask for the room in the send buffer")?;
+            let mut at = 0;
+            while let Some((_, peer)) = waiting.get(at) {
+                if sends.iter().any(|(_, busy)| busy == peer) {
+                    at += 1;
+                    continue;
                 }
-                if room < cost && !sends.is_empty() {
-                    waiting.push_front((datagram, peer));
-                    break;
-                }
-                // The kernel sends at once, in order, what need not wait.
-                let flags = if room < cost { SendFlags::empty() } else { SendFlags::DONTWAIT };
-                room = room.saturating_sub(cost);
-                let mut send = submit(SendTo::new(fd.clone(), datagram, peer.into(), flags));
+                let Some((datagram, peer)) = waiting.remove(at) else { break };
+                let mut send = submit(SendTo::new(fd.clone(), datagram, peer.into(), SendFlags::empty()));
                 match Pin::new(&mut send).poll(cx) {
-                    Poll::Pending => sends.push_back((send, peer)),
+                    Poll::Pending => sends.push((send, peer)),
                     Poll::Ready(BufResult(result, _)) => drop(ledger.sent(result)?),
                 }
             }

@@ -4,8 +4,9 @@
 //! Run:             cargo run --bin echo-uring-multishot --features uring
 //! Second terminal: nc -u 127.0.0.1 2000
 //! In the trace:    io_uring_enter, once for an echo: it submits the send and waits for the next datagram. Under load it
-//!                  submits many sends, and brings as many datagrams. No completion tells of a send that succeeded: it
-//!                  does not wait (MSG_DONTWAIT), so it is over when the call returns. One that found no room waits alone.
+//!                  submits a chain of sends (IOSQE_IO_LINK), and brings as many datagrams. A send that is alone does not
+//!                  wait (MSG_DONTWAIT), and has no completion if it succeeds: it is over when the call returns. Of a chain
+//!                  there is one completion. A send that found no room is submitted again, alone, and waits.
 //! Left out:        a kernel thread that polls (SQPOLL): it takes a core. `--buffers` takes the place of `--queue`.
 //! Oldest system:   Linux 6.1, for DEFER_TASKRUN.
 
@@ -48,6 +49,10 @@ const SIGNAL: u64 = u64::MAX - 1;
 #[cfg(target_os = "linux")]
 const CANCEL: u64 = u64::MAX - 2;
 
+/// Sends in one chain at the most: an error of one cancels those behind it, which are submitted again.
+#[cfg(target_os = "linux")]
+const CHAIN: usize = 64;
+
 /// The server's socket, the first of the registered files: the kernel need not look it up for each operation.
 #[cfg(target_os = "linux")]
 const SOCKET: Fixed = Fixed(0);
@@ -76,10 +81,12 @@ fn main() -> Result<()> {
     let cancel = opcode::AsyncCancel::new(RECEIVE).build().user_data(CANCEL);
     // SAFETY: it points to no memory.
     unsafe { ring::push(&mut ring, &poll) }?;
-    // What is to be sent, oldest first, and how many of those in front are under way.
-    let (mut waiting, mut sending) = (VecDeque::with_capacity(count.into()), 0);
-    // Whether the receive is under way; whether the send waits for room; bytes that the socket has room for, for sure.
-    let (mut receiving, mut full, mut room) = (false, false, 0);
+    // What is to be sent, oldest first: buffer, length of the datagram, length of the address.
+    let mut waiting = VecDeque::<(u16, usize, usize)>::with_capacity(count.into());
+    // How many of those in front are under way; whether they tell only of a failure.
+    let (mut sending, mut silent) = (0, false);
+    // Whether the receive is under way; whether the last send found no room.
+    let (mut receiving, mut full) = (false, false);
     report::listening(local)?;
 
     while !ledger.is_done((waiting.is_empty() || ledger.to_come() == 0) && !(receiving && ledger.timeout().is_some())) {
@@ -90,30 +97,24 @@ fn main() -> Result<()> {
         }
         if sending == 0 && !waiting.is_empty() {
             let to_come = usize::try_from(ledger.to_come()).unwrap_or(usize::MAX);
-            let cost = |(_, len, _): &(u16, usize, usize)| net::send_cost(*len);
-            let total = waiting.iter().map(cost).sum::<usize>();
-            if room < total && waiting.len() > 1 {
-                room = net::send_room(&socket).attempt("ask for the room in the send buffer")?;
-            }
-            // As many as there is room for: one that found none would be overtaken by the next. That one is tried alone.
-            let mut left = room;
-            let fits = waiting.iter().take_while(|datagram| {
-                let fits = cost(datagram) <= left;
-                left = left.saturating_sub(cost(datagram));
-                fits && !full
-            });
-            sending = fits.count().min(to_come).max(1);
-            // Nothing is to be done once they have succeeded: that is not worth their completions.
-            let last = sending == waiting.len() && sending < to_come && receiving && ledger.timeout().is_none();
-            let silent = last && !full;
-            for datagram @ (id, len, name) in waiting.iter().take(sending) {
-                room = room.saturating_sub(cost(datagram));
+            sending = if full { 1 } else { waiting.len().min(to_come).min(CHAIN) };
+            // If nothing is to be done once it has succeeded, that is not worth a completion.
+            let last = waiting.len() == 1 && to_come > 1 && receiving && ledger.timeout().is_none();
+            silent = last && !full;
+            for (at, (id, len, name)) in waiting.iter().take(sending).enumerate() {
                 let (_, name_and_bytes) = buffers.bytes(*id).split_at(LENGTHS);
                 let (peer, bytes) = name_and_bytes.split_at(NAME);
                 let send = opcode::Send::new(SOCKET, bytes.as_ptr(), *len as u32);
                 let send = send.dest_addr(peer.as_ptr().cast()).dest_addr_len(*name as u32);
                 let send = if full { send } else { send.flags(libc::MSG_DONTWAIT) };
-                let flags = if silent { squeue::Flags::SKIP_SUCCESS } else { squeue::Flags::empty() };
+                // Each begins when the one before it has succeeded, and one that fails cancels those behind it: none
+                // overtakes another. Only the last tells of its success, and one that fails tells for those behind it
+                // (CQE_SKIP_SUCCESS in io_uring_enter(2)): one completion for a chain, well or not.
+                let flags = match (at + 1 < sending, silent) {
+                    (true, _) => squeue::Flags::IO_LINK | squeue::Flags::SKIP_SUCCESS,
+                    (false, true) => squeue::Flags::SKIP_SUCCESS,
+                    (false, false) => squeue::Flags::empty(),
+                };
                 // SAFETY: the buffer, with datagram and address, is given back only when the send is over.
                 unsafe { ring::push(&mut ring, &send.build().flags(flags).user_data((*id).into())) }?;
             }
@@ -154,25 +155,29 @@ fn main() -> Result<()> {
                     }
                 }
                 id => {
-                    let under_way = waiting.iter().take(sending).position(|(own, ..)| u64::from(*own) == id);
-                    let Some(datagram) = under_way.and_then(|at| waiting.remove(at)) else { continue };
-                    sending -= 1;
+                    let before = waiting.iter().take_while(|(own, ..)| u64::from(*own) != id).count();
+                    for (id, ..) in waiting.drain(..before) {
+                        ledger.sent(Ok(0))?;
+                        buffers.give_back(id);
+                    }
                     let sent = ledger.sent(ring::outcome(result))?;
                     full = sent == Sent::WouldBlock;
-                    match sent {
-                        Sent::Over => buffers.give_back(datagram.0),
-                        _ => waiting.insert(sending, datagram),
+                    if let (Sent::Over, Some((id, ..))) = (sent, waiting.front()) {
+                        buffers.give_back(*id);
+                        waiting.pop_front();
                     }
+                    // What was behind it is not under way any more.
+                    sending = 0;
                 }
             }
         }
-        if settled && !full {
-            // These did not wait, and their failure would have been among the completions.
+        if silent && settled {
+            // It did not wait, and its failure would have been among the completions.
             for (id, ..) in waiting.drain(..sending) {
                 ledger.sent(Ok(0))?;
                 buffers.give_back(id);
             }
-            sending = 0;
+            (sending, silent) = (0, false);
         }
         buffers.refill();
         if stopped && receiving {

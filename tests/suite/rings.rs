@@ -37,7 +37,12 @@ pub fn checks(row: &Row) -> Vec<Check> {
         ],
         _ => &[
             ("no_route_to_a_sender", Needs::Namespace, |row| namespaced(|| no_route(row))),
-            ("sends_that_would_block", Needs::Namespace, |row| namespaced(|| sends_that_would_block(row))),
+            ("sends_that_would_block", Needs::Namespace, |row| {
+                namespaced(|| sends_that_would_block(row, 65536, 1000, 150))
+            }),
+            ("fragments_that_would_block", Needs::Namespace, |row| {
+                namespaced(|| sends_that_would_block(row, 760, 3000, 30))
+            }),
             ("sigterm_while_sends_would_block", Needs::Namespace, |row| namespaced(|| sigterm_while_blocked(row))),
             ("burst_beyond_the_buffers", Needs::Nothing, burst_beyond_the_buffers),
             ("count_within_a_burst", Needs::Nothing, count_within_a_burst),
@@ -177,24 +182,25 @@ fn no_route(row: &Row) {
     assert_eq!(counts, [49, 29, 20], "{summary}");
 }
 
-/// With the interface slower than the server, sends find no room: none is lost, and none overtakes another.
-fn sends_that_would_block(row: &Row) {
-    const BURST: u32 = 150;
+/// With the interface slower than the server, sends find no room: none is lost, and none overtakes another. What a datagram
+/// takes of the send buffer is more than twice its size if it is cut into many fragments.
+fn sends_that_would_block(row: &Row, mtu: u32, size: usize, burst: u32) {
+    shell(&format!("ip link set lo mtu {mtu}"));
     let server = Server::start(row, &["--recv-buffer", "212992"]);
     let client = server.client();
     socket2::SockRef::from(&client.0).set_recv_buffer_size(212_992).unwrap();
     client.echo_numbers(0..1);
-    for round in 0..3u32 {
+    for round in 0..3 {
         server.signal(libc::SIGSTOP);
-        let datagram = |number: u32| [&(round * BURST + number).to_be_bytes()[..], &[7; 1000]].concat();
-        (0..BURST).for_each(|number| client.send(&datagram(number)));
+        let datagram = |number: u32| [&(round * burst + number).to_be_bytes()[..], &vec![7; size]].concat();
+        (0..burst).for_each(|number| client.send(&datagram(number)));
         shell("tc qdisc add dev lo root tbf rate 20mbit burst 3000 limit 1000000");
         server.signal(libc::SIGCONT);
-        (0..BURST).for_each(|number| assert!(client.recv() == datagram(number), "another than {number}"));
+        (0..burst).for_each(|number| assert!(client.recv() == datagram(number), "another than {number}"));
         shell("tc qdisc del dev lo root");
     }
     let (summary, _) = server.stop();
-    assert_eq!(number(&summary["echoed"]), u64::from(1 + 3 * BURST), "{summary}");
+    assert_eq!(number(&summary["echoed"]), u64::from(1 + 3 * burst), "{summary}");
     // The sends of a runtime wait in the kernel, which does not tell.
     let tells = row.allocations == Allocations::None;
     assert!(!tells || number(&summary["would_block"]["send"]) > 0, "no send found the buffer full: {summary}");
