@@ -416,7 +416,7 @@ pub const ROWS: &[Row] = &[
             cfg!(feature = "mio"),
             Systems::All,
             Some("epoll_wait"),
-            3,
+            4,
             "What if a program only says how it reacts to messages and commands?",
         )
     },

@@ -3,9 +3,9 @@
 //!
 //! Run:             cargo run --bin echo-tcp-reactor -- --frames
 //! Second terminal: nc 127.0.0.1 2000, without --frames; with it, pingpong speaks the same frames to itself
-//! In the trace:    epoll_wait, recvfrom, sendto (with --frames: writev, header and message in one call). A read that does
-//!                  not fill the buffer has taken all there is: no recvfrom that ends with EAGAIN follows. While nothing
-//!                  happens, nothing: no timer ticks.
+//! In the trace:    epoll_wait, recvfrom, sendto (with --frames: writev, header and message in one call), and a recvfrom
+//!                  that ends with EAGAIN: only then will an edge tell of more. While nothing happens, nothing: no timer
+//!                  ticks.
 //! Left out:        moving a reactor to another runtime once it has begun.
 //! Oldest system:   what mio supports: Linux, the BSDs, macOS, Windows and others.
 //!

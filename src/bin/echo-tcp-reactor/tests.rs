@@ -376,6 +376,28 @@ fn deferred_orders_come_in_order_of_time_and_never_early() {
     stop(&remote, thread);
 }
 
+/// What stands behind the urgent byte is there when the runtime begins to read, and a read ends before it: tcp(7).
+#[test]
+#[cfg(unix)]
+fn a_read_that_ends_at_an_urgent_mark_goes_on() {
+    let (remote, thread) = start();
+    let (_, peer, told) = connect(&remote);
+    let gone = gone(&remote);
+    let ((busy, is_busy), (go_on, wait)) = (channel(), channel::<()>());
+    remote.order(Order::Close(gone), move |_| {
+        busy.send(()).unwrap();
+        let _ = wait.recv();
+    });
+    is_busy.recv().unwrap();
+    let peer = socket2::SockRef::from(&peer);
+    peer.send(b"\0\0\0\x06abc").unwrap();
+    peer.send_out_of_band(b"!").unwrap();
+    peer.send(b"def").unwrap();
+    drop(go_on);
+    assert_eq!(next(&told), "message abcdef");
+    stop(&remote, thread);
+}
+
 /// 8 MiB to a peer that reads late: all arrive, and each completion comes once.
 #[test]
 fn what_cannot_be_sent_at_once_is_sent_later() {

@@ -75,8 +75,6 @@ struct Connection<C> {
     inbox: Option<Inbox>,
     outbox: Outbox,
     flow: Flow,
-    /// Whether the peer sends no more: the end of the stream is still to be read.
-    ended: bool,
     entry: Option<Entry>,
 }
 
@@ -156,13 +154,8 @@ impl<C: Send + 'static> Runtime<C> {
             _ => {}
         }
         std::mem::swap(&mut self.again, &mut self.ready);
-        for event in self.events.iter().filter(|event| event.token() != WAKER) {
-            let id = Id { number: event.token().0, ..self.id };
-            if let (true, Some(Socket::Connected(connection))) = (event.is_read_closed(), self.sockets.get_mut(&id)) {
-                connection.ended = true;
-            }
-            self.ready.push(id);
-        }
+        let told = self.events.iter().map(|event| event.token()).filter(|token| *token != WAKER);
+        self.ready.extend(told.map(|token| Id { number: token.0, ..self.id }));
         // One that may be ready still, and is so again, has one turn like the others.
         self.ready.sort_unstable();
         self.ready.dedup();
@@ -266,7 +259,7 @@ impl<C: Send + 'static> Runtime<C> {
         let _ = stream.set_nodelay(true);
         let inbox = self.settings.split.map(|split| Inbox::new(split, self.settings.limit));
         let outbox = Outbox::new(inbox.is_some());
-        let mut connection = Connection { reactor, stream, inbox, outbox, flow: Flow::Continue, ended: false, entry };
+        let mut connection = Connection { reactor, stream, inbox, outbox, flow: Flow::Continue, entry };
         connection.call(id, &self.remote, &self.ledger, |reactor, context| reactor.connected(context));
         if self.deadline.is_some() {
             connection.read_no_more();
@@ -361,7 +354,6 @@ impl<C> Connection<C> {
 
     /// Sends, dispatches and reads until a call would block, or others should have their turn.
     fn turn(&mut self, id: Id, remote: &Remote<C>, ledger: &Mutex<Ledger>, buffer: &mut [u8]) -> Moved {
-        let mut drained = false;
         for _ in 0..TURN {
             if self.outbox.has_failed() || self.flow == Flow::Close && self.outbox.len() == 0 {
                 return Moved::Over;
@@ -390,21 +382,16 @@ impl<C> Connection<C> {
                     }
                 }
             }
-            if drained {
-                return Moved::WouldBlock;
-            }
+            // A read that does not fill the buffer may have ended at an urgent mark (tcp(7)), so it goes on until there
+            // is nothing: only then will an edge tell of more.
             let result = (&self.stream).read(buffer);
             // The lock is not held while the reactor is called.
             let moved = lock(ledger).read(result);
             match moved {
-                Moved::Bytes(count) => {
-                    // epoll(7), question 9: less than was asked for is all there is, and more makes a new edge.
-                    drained = cfg!(unix) && count < buffer.len() && !self.ended;
-                    match &mut self.inbox {
-                        Some(inbox) => inbox.push(&buffer[..count]),
-                        None => self.flow = self.reactor.message(&mut context, &buffer[..count]),
-                    }
-                }
+                Moved::Bytes(count) => match &mut self.inbox {
+                    Some(inbox) => inbox.push(&buffer[..count]),
+                    None => self.flow = self.reactor.message(&mut context, &buffer[..count]),
+                },
                 Moved::Again => {}
                 // What is owed to a peer that sends no more is sent before the end.
                 Moved::Over if self.outbox.len() > 0 => self.flow = Flow::Close,
