@@ -3,8 +3,9 @@
 //!
 //! Run:             cargo run --bin echo-tcp-tokio
 //! Second terminal: nc 127.0.0.1 2000
-//! In the trace:    EPOLLET, then epoll_wait, recvfrom, sendto. A read that does not fill the buffer has taken all there
-//!                  is, so tokio spares the one that would end with EAGAIN.
+//! In the trace:    EPOLLET, then epoll_wait, recvfrom, sendto. tokio takes a read that does not fill the buffer for the
+//!                  last, so it spares the one that would end with EAGAIN. A read also ends at a mark of urgent data,
+//!                  tcp(7): then what stands behind the mark stays unread until more arrives.
 //! Left out:        `AsyncReadExt::read`, which would hold a buffer for each idle connection: here one is held only
 //!                  while a read is tried. And more than one thread.
 //! Oldest system:   what tokio supports: Linux, the BSDs, macOS, Windows and others.

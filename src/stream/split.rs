@@ -3,6 +3,8 @@
 /// Where a message ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Split {
+    /// Nowhere: what has come is passed on as it is.
+    Bytes,
     /// After a newline. What stands before it may be any bytes.
     Lines,
     /// After as many bytes as the four before them say, big-endian.
@@ -20,51 +22,87 @@ pub struct TooLong(Split, usize);
 
 impl std::fmt::Display for TooLong {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let what = if self.0 == Split::Lines { "line" } else { "frame" };
+        let what = if self.0 == Split::Frames { "frame" } else { "line" };
         write!(f, "a {what} of more than {} bytes", self.1)
     }
 }
 
-/// What was read of one connection, until it makes up a message. Its memory grows with what has arrived, not with what
-/// a header announces, and never beyond one message and what came with its end.
+/// What was read of one connection, until it makes up a message and that is written. Its memory grows with what has
+/// arrived, not with what a header announces, and never beyond one message and what came with its end.
 pub struct Inbox {
     split: Split,
     limit: usize,
     bytes: Vec<u8>,
-    /// Where the next message begins, and up to where no newline was found.
+    /// Where the next message begins, or what is not written of it; where it ends, if that has come.
     start: usize,
+    end: usize,
+    /// Up to where no newline was found.
     searched: usize,
 }
 
 impl Inbox {
     /// Messages may have `limit` bytes, newline or header not counted.
     pub fn new(split: Split, limit: usize) -> Self {
-        Self { split, limit, bytes: Vec::new(), start: 0, searched: 0 }
+        Self { split, limit, bytes: Vec::new(), start: 0, end: 0, searched: 0 }
     }
 
     /// Appends what was read.
     pub fn push(&mut self, bytes: &[u8]) {
         self.bytes.drain(..self.start);
+        self.end = self.end.saturating_sub(self.start);
         self.searched = self.searched.saturating_sub(self.start);
         self.start = 0;
         self.bytes.extend_from_slice(bytes);
     }
 
-    /// Bytes that were read and not yet taken as messages.
+    /// Bytes that were read, and are neither written nor taken as messages.
     pub fn len(&self) -> usize {
         self.bytes.len() - self.start
     }
 
-    /// Nothing was read that was not taken as a message.
+    /// Whether there are none.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// The next whole message as it came, with newline or header; `None` until more is read.
+    /// What is to be written next: a whole message as it came, with newline or header, or the rest of one; `None` until
+    /// more is read.
+    pub fn front(&mut self) -> Result<Option<&[u8]>, TooLong> {
+        if self.start >= self.end {
+            let Some(len) = self.next_len()? else {
+                self.searched = self.bytes.len();
+                if self.start == self.bytes.len() {
+                    self.bytes.clear();
+                    self.bytes.shrink_to(KEPT);
+                    (self.start, self.end, self.searched) = (0, 0, 0);
+                }
+                return Ok(None);
+            };
+            self.end = self.start + len;
+        }
+        Ok(Some(&self.bytes[self.start..self.end]))
+    }
+
+    /// So much of [`front`](Self::front) is written.
+    pub fn wrote(&mut self, count: usize) {
+        self.start += count;
+    }
+
+    /// The next whole message as it came, for who takes it at once.
     pub fn next_message(&mut self) -> Result<Option<&[u8]>, TooLong> {
+        if self.front()?.is_none() {
+            return Ok(None);
+        }
+        let start = std::mem::replace(&mut self.start, self.end);
+        Ok(Some(&self.bytes[start..self.end]))
+    }
+
+    /// How long the message that begins at `start` is, if all of it has come.
+    fn next_len(&self) -> Result<Option<usize>, TooLong> {
         let rest = &self.bytes[self.start..];
         let too_long = TooLong(self.split, self.limit);
-        let len = match self.split {
+        Ok(match self.split {
+            Split::Bytes => Some(rest.len()).filter(|len| *len > 0),
             Split::Lines => {
                 let new = self.searched.max(self.start) - self.start;
                 match rest[new..].iter().position(|byte| *byte == b'\n') {
@@ -77,22 +115,7 @@ impl Inbox {
                 Some(len) if len > self.limit => return Err(too_long),
                 len => len.map(|len| HEADER + len).filter(|len| *len <= rest.len()),
             },
-        };
-        match len {
-            Some(len) => {
-                self.start += len;
-                Ok(Some(&self.bytes[self.start - len..self.start]))
-            }
-            None => {
-                self.searched = self.bytes.len();
-                if self.start == self.bytes.len() {
-                    self.bytes.clear();
-                    self.bytes.shrink_to(KEPT);
-                    (self.start, self.searched) = (0, 0);
-                }
-                Ok(None)
-            }
-        }
+        })
     }
 }
 

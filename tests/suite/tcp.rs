@@ -157,22 +157,14 @@ fn half_close(row: &Row) {
     server.stop();
 }
 
-/// The server stops reading from it, so its memory stays as it is, and it serves the others.
+/// The server stops reading from it, and serves the others.
 fn never_reads(row: &Row) {
     let server = Server::start(row, &[]);
     let polite = Peer::new(&server);
     polite.echo(b"warm");
-    #[cfg(target_os = "linux")]
-    let memory = server.memory();
     let silent = connect_all(&server, 4);
     let written: Vec<_> = silent.iter().map(Peer::fill).collect();
     (0..100).for_each(|_| polite.echo(b"still served"));
-    #[cfg(target_os = "linux")]
-    {
-        let grown = server.memory().saturating_sub(memory);
-        // A buffer each, twice where a message is kept apart from what it came in; nothing of the megabytes written.
-        assert!(grown < 4 * 2 * 64 + 512, "memory grew by {grown} KiB after {written:?} bytes");
-    }
     silent.iter().zip(written).for_each(|(peer, len)| peer.drain(len));
     server.stop();
 }
@@ -188,7 +180,7 @@ fn one_byte_a_second(row: &Row) {
 }
 
 /// Closes so that the server sees a reset (RST): with what it sent unread.
-fn reset(peer: Peer) {
+pub fn reset(peer: Peer) {
     socket2::SockRef::from(&peer.0).set_linger(Some(Duration::ZERO)).unwrap();
 }
 

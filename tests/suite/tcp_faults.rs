@@ -12,7 +12,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 pub fn checks(row: &Row) -> Vec<Check> {
-    let table: [(&str, Run); 7] = [
+    let table: [(&str, Run); 8] = [
         ("sigterm_with_connections_open", |row| sigterm(row, libc::SIGTERM)),
         ("sigint_with_connections_open", |row| sigterm(row, libc::SIGINT)),
         ("sigterm_with_bytes_on_their_way", sigterm_on_the_way),
@@ -20,6 +20,7 @@ pub fn checks(row: &Row) -> Vec<Check> {
         ("stop_and_continue", stop_and_continue),
         ("out_of_descriptors", out_of_descriptors),
         ("waits_while_idle", waits_while_idle),
+        ("urgent_data", urgent_data),
     ];
     let mut checks: Vec<_> = table.map(|(name, run)| check(name, Needs::Nothing, run)).into();
     checks.push(check("tracer_attached_and_detached", Needs::Strace, tracer));
@@ -191,6 +192,29 @@ fn waits_while_idle(row: &Row) {
     assert!(cpu(server.pid()) - before <= Duration::from_millis(10));
     let (summary, _) = server.stop();
     assert!(number(&summary["waits"]) < 20, "{summary}");
+}
+
+/// A read ends at the mark, even if more stands behind it, and all has arrived at once.
+fn urgent_data(row: &Row) {
+    let server = Server::start(row, &[]);
+    let peer = Peer::new(&server);
+    for _ in 0..5 {
+        peer.echo(b"x");
+        server.until_it_waits();
+        server.signal(libc::SIGSTOP);
+        peer.write(b"before");
+        socket2::SockRef::from(&peer.0).send_out_of_band(b"!").unwrap();
+        peer.write(b"behind the mark");
+        server.signal(libc::SIGCONT);
+        peer.expect(b"before");
+        if row.reads_all {
+            peer.expect(b"behind the mark");
+        } else {
+            peer.write(b"more");
+            peer.expect(b"behind the markmore");
+        }
+    }
+    server.stop();
 }
 
 /// The third to fifth call fail: the client goes on, since an injected EAGAIN is a lie, after which no edge will follow.

@@ -4,8 +4,8 @@
 //! Run:             cargo run --bin echo-tcp-registrar -- --lines
 //! Second terminal: nc 127.0.0.1 2000
 //! In the trace:    EPOLL_CTL_ADD by a worker while the poller is inside epoll_wait, and no write to an eventfd; then for
-//!                  each echo the poller's epoll_wait and futex, and the worker's recvfrom, sendto and futex: the price of
-//!                  the hop from one thread to the other.
+//!                  each echo the poller's epoll_wait and futex, and the worker's recvfrom, sendto, the recvfrom that ends
+//!                  with EAGAIN, and futex: the price of the hop from one thread to the other.
 //! Left out:        moving a connection to another worker. One that reads slowly stays where it is.
 //! Oldest system:   what mio supports: Linux, the BSDs, macOS, Windows and others.
 //!
@@ -73,9 +73,9 @@ fn main() -> Result<()> {
     let local = listener.local_addr().attempt("read the bound address")?;
     let mut listener = TcpListener::from_std(listener);
     let split = match (flags.lines, flags.frames) {
-        (true, _) => Some(Split::Lines),
-        (_, true) => Some(Split::Frames),
-        _ => None,
+        (true, _) => Split::Lines,
+        (_, true) => Split::Frames,
+        _ => Split::Bytes,
     };
     let rules = Rules {
         split,

@@ -20,8 +20,8 @@ const TURN: usize = 32;
 /// How connections are served.
 #[derive(Clone)]
 pub struct Rules {
-    /// Messages; without it, bytes as they come.
-    pub split: Option<Split>,
+    /// What a message is.
+    pub split: Split,
     /// Bytes of the longest message.
     pub limit: usize,
     /// Bytes read at a time.
@@ -44,14 +44,9 @@ pub struct Worker {
 
 struct Connection {
     stream: TcpStream,
-    inbox: Option<Inbox>,
-    /// What could not be written. While there is something, nothing is read.
-    unsent: Vec<u8>,
+    /// What was read and is not yet written. While a whole message is in it, nothing is read.
+    inbox: Inbox,
     interest: Interest,
-    /// Whether the peer sends no more: the end of the stream is still to be read.
-    ended: bool,
-    /// Whether the last read took all there was.
-    drained: bool,
     heard: Instant,
     timer: Option<Id>,
 }
@@ -78,10 +73,11 @@ impl Worker {
             for (id, ready) in batch.drain() {
                 if id == self.incoming.id {
                     ended = self.adopt();
-                } else if ready == Ready::TIMEOUT {
+                } else if ready.contains(Ready::TIMEOUT) {
                     self.idle(id);
                 } else {
-                    self.serve(id, ready);
+                    // Whatever it is ready for, the next call tells.
+                    self.serve(id);
                 }
             }
             if ended {
@@ -106,10 +102,8 @@ impl Worker {
                     };
                     let timer = self.rules.idle.map(|idle| self.registrar.timeout(idle, &self.mailbox));
                     self.timers.extend(timer.map(|timer| (timer, id)));
-                    let inbox = self.rules.split.map(|split| Inbox::new(split, self.rules.limit));
-                    let (unsent, heard) = (Vec::new(), Instant::now());
-                    let (ended, drained) = (false, false);
-                    let connection = Connection { stream, inbox, unsent, interest, ended, drained, heard, timer };
+                    let inbox = Inbox::new(self.rules.split, self.rules.limit);
+                    let connection = Connection { stream, inbox, interest, heard: Instant::now(), timer };
                     self.connections.insert(id, connection);
                 }
                 Err(TryRecvError::Empty) => return false,
@@ -138,16 +132,14 @@ impl Worker {
         self.timers.insert(timer, id);
     }
 
-    fn serve(&mut self, id: Id, ready: Ready) {
+    fn serve(&mut self, id: Id) {
         // A notification may have been on its way when its connection was closed.
         let Some(connection) = self.connections.get_mut(&id) else { return };
-        connection.ended |= ready.contains(Ready::CLOSED);
-        connection.drained = false;
         for _ in 0..TURN {
-            match connection.step(&mut self.buffer, &self.streams) {
+            match connection.step(self.rules.split, &mut self.buffer, &self.streams) {
                 Moved::WouldBlock => {
                     let mut wanted = Interest::READABLE;
-                    if !connection.unsent.is_empty() {
+                    if matches!(connection.inbox.front(), Ok(Some(_))) {
                         wanted |= Interest::WRITABLE;
                     }
                     if wanted == connection.interest {
@@ -184,55 +176,42 @@ impl Worker {
 impl Connection {
     /// Bytes read and not yet written.
     fn held(&self) -> usize {
-        self.unsent.len() + self.inbox.as_ref().map_or(0, Inbox::len)
+        self.inbox.len()
     }
 
-    /// One call: what waits is written first, then the next whole message; else something is read.
-    fn step(&mut self, buffer: &mut [u8], streams: &Mutex<Streams>) -> Moved {
-        if !self.unsent.is_empty() {
-            let result = self.stream.write(&self.unsent);
-            let moved = lock(streams).ledger.wrote(result);
-            if let Moved::Bytes(count) = moved {
-                self.unsent.drain(..count);
-                if self.unsent.is_empty() {
-                    self.unsent = Vec::new();
+    /// One call: what waits is written first, then the next whole message; else something is read. A read that brings
+    /// less than was asked for may have ended at urgent data (tcp(7)) or at the end of the stream: more may be there, of
+    /// which no edge will tell. So it is the read that would block after which to wait.
+    fn step(&mut self, split: Split, buffer: &mut [u8], streams: &Mutex<Streams>) -> Moved {
+        match self.inbox.front() {
+            Ok(Some(bytes)) => {
+                let result = self.stream.write(bytes);
+                let moved = lock(streams).ledger.wrote(result);
+                if let Moved::Bytes(count) = moved {
+                    self.inbox.wrote(count);
                 }
+                return moved;
             }
-            return moved;
-        }
-        if let Some(inbox) = &mut self.inbox {
-            match inbox.next_message() {
-                Ok(Some(message)) => return write(&self.stream, message, &mut self.unsent, streams),
-                Ok(None) => {}
-                Err(too_long) => {
-                    lock(streams).ledger.too_long(too_long);
-                    return Moved::Over;
-                }
+            Ok(None) => {}
+            Err(too_long) => {
+                lock(streams).ledger.too_long(too_long);
+                return Moved::Over;
             }
-        }
-        if self.drained {
-            return Moved::WouldBlock;
         }
         let result = self.stream.read(buffer);
         let moved = lock(streams).ledger.read(result);
         if let Moved::Bytes(count) = moved {
-            // epoll(7), question 9: less than was asked for is all there is, and more makes a new edge.
-            self.drained = cfg!(unix) && count < buffer.len() && !self.ended;
             self.heard = Instant::now();
-            match &mut self.inbox {
-                Some(inbox) => inbox.push(&buffer[..count]),
-                None => return write(&self.stream, &buffer[..count], &mut self.unsent, streams),
+            if split == Split::Bytes {
+                // What can be written at once is not kept.
+                let result = self.stream.write(&buffer[..count]);
+                let moved = lock(streams).ledger.wrote(result);
+                let sent = if let Moved::Bytes(sent) = moved { sent } else { 0 };
+                self.inbox.push(&buffer[sent..count]);
+                return moved;
             }
+            self.inbox.push(&buffer[..count]);
         }
         moved
     }
-}
-
-/// Writes a message; the rest of it goes to `unsent`.
-fn write(mut stream: &TcpStream, message: &[u8], unsent: &mut Vec<u8>, streams: &Mutex<Streams>) -> Moved {
-    let result = stream.write(message);
-    let moved = lock(streams).ledger.wrote(result);
-    let sent = if let Moved::Bytes(count) = moved { count } else { 0 };
-    unsent.extend_from_slice(&message[sent..]);
-    moved
 }
