@@ -64,7 +64,8 @@ pub fn on_accept(error: &Error) -> Verdict {
 }
 
 /// Whether an accept failed because the process or the system has no descriptor or no memory for a connection, which
-/// stays in the kernel's queue.
+/// stays in the kernel's queue; or the registration of one, because the user has no watch left (epoll_ctl(2): ENOSPC,
+/// from fs.epoll.max_user_watches) or the kernel has no memory.
 pub fn is_exhausted(error: &Error) -> bool {
     error.kind() == ErrorKind::OutOfMemory || is(error, code::EXHAUSTED)
 }
@@ -92,7 +93,7 @@ mod code {
     use libc::*;
     pub const UNUSABLE: &[i32] = &[EBADF, EFAULT, ENOTSOCK, EOPNOTSUPP];
     pub const PASSING: &[i32] = &[EHOSTDOWN, EMSGSIZE, ENOBUFS, ENOPROTOOPT, EPROTO];
-    pub const EXHAUSTED: &[i32] = &[EMFILE, ENFILE, ENOBUFS];
+    pub const EXHAUSTED: &[i32] = &[EMFILE, ENFILE, ENOBUFS, ENOSPC];
 }
 
 /// WSAEBADF, WSAEFAULT, WSAENOTSOCK, WSAEOPNOTSUPP; WSAENETRESET, WSAENOBUFS; WSAEMFILE, WSAENOBUFS (Windows Sockets

@@ -84,13 +84,16 @@ fn main() -> Result<()> {
                 LISTENER => {
                     let result = listener.accept();
                     if let Accepted::Connection(stream) = streams.ledger.accepted(result)? {
-                        stream.set_nonblocking(true).attempt("make a connection non-blocking")?;
                         let entry = connections.vacant_entry();
                         let interest = EpollFlags::EPOLLIN;
-                        epoll
-                            .add(&stream, EpollEvent::new(interest, entry.key() as u64))
-                            .attempt("register a connection")?;
-                        entry.insert(Connection { stream, transit: Transit::default(), interest });
+                        let event = EpollEvent::new(interest, entry.key() as u64);
+                        match stream.set_nonblocking(true).and_then(|()| Ok(epoll.add(&stream, event)?)) {
+                            Ok(()) => {
+                                entry.insert(Connection { stream, transit: Transit::default(), interest });
+                            }
+                            // Among others ENOSPC: fs.epoll.max_user_watches, epoll(7).
+                            Err(error) => streams.ledger.not_registered(&error),
+                        }
                     }
                 }
                 key => {

@@ -75,10 +75,14 @@ fn main() -> Result<()> {
             match streams.ledger.accepted(listener.accept())? {
                 Accepted::Connection(mut stream) => {
                     let entry = connections.vacant_entry();
-                    poll.registry()
-                        .register(&mut stream, Token(entry.key()), Interest::READABLE | Interest::WRITABLE)
-                        .attempt("register a connection")?;
-                    entry.insert(Connection { stream, transit: Transit::default() });
+                    let interest = Interest::READABLE | Interest::WRITABLE;
+                    match poll.registry().register(&mut stream, Token(entry.key()), interest) {
+                        Ok(()) => {
+                            entry.insert(Connection { stream, transit: Transit::default() });
+                        }
+                        // The system is at a limit, or has no memory for one more.
+                        Err(error) => streams.ledger.not_registered(&error),
+                    }
                 }
                 Accepted::Nothing => {}
                 // Out of descriptors: the connection still waits.

@@ -113,6 +113,22 @@ impl Ledger {
         self.log(format_args!("accept: {error}"));
     }
 
+    /// The system refuses to watch a connection that was accepted: it is closed.
+    pub fn not_registered(&mut self, error: &io::Error) {
+        self.at_limit(error);
+        self.closed();
+    }
+
+    /// A connection cannot be registered: for want of memory or at a limit, after which none is accepted for [`PAUSE`], or
+    /// for a reason of its own.
+    pub fn at_limit(&mut self, error: &io::Error) {
+        if policy::is_exhausted(error) {
+            self.exhausted(error);
+        } else {
+            self.failure(error);
+        }
+    }
+
     /// Whether to accept: neither a stop nor a lack of descriptors forbids it.
     pub fn accepts(&mut self) -> bool {
         self.pause = self.pause.filter(|until| Instant::now() < *until);

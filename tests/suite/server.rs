@@ -152,9 +152,15 @@ impl Server {
     /// Runs `run` while strace is attached to the server.
     #[cfg(unix)]
     pub fn traced(&self, run: impl FnOnce()) {
+        self.traced_with(&[], run);
+    }
+
+    /// As [`traced`](Self::traced), with these options of strace.
+    #[cfg(unix)]
+    pub fn traced_with(&self, options: &[&str], run: impl FnOnce()) {
         let pid = self.pid().to_string();
         let mut tracer = Command::new("strace");
-        tracer.args(["-f", "-o", "/dev/null", "-p", &pid]).stderr(Stdio::piped());
+        tracer.args(["-f", "-o", "/dev/null", "-p", &pid]).args(options).stderr(Stdio::piped());
         let mut tracer = tracer.spawn().unwrap();
         let mut said = String::new();
         BufReader::new(tracer.stderr.take().unwrap()).read_line(&mut said).unwrap();

@@ -5,7 +5,7 @@ use crate::server::{PATIENCE, Server, bin, content, number};
 use crate::tcp::{Peer, connect_all};
 use crate::{Check, Needs, Run, check};
 use echo_lab::catalog::Row;
-use std::io::{ErrorKind, Read};
+use std::io::{ErrorKind, Read, Write};
 use std::net::TcpStream;
 use std::process::Command;
 use std::thread;
@@ -52,6 +52,12 @@ pub fn checks(row: &Row) -> Vec<Check> {
         checks.push(check(format!("accept_fails_with_{error}"), Needs::Calls, move |row| accept_fails(row, error)));
     }
     checks.push(check("fatal_error_of_the_listener", Needs::Calls, fatal));
+    if calls.wait.is_some() {
+        for error in ["ENOSPC", "ENOMEM"] {
+            let name = format!("connection_that_cannot_be_watched_for_{error}");
+            checks.push(check(name, Needs::Calls, move |row| not_watched(row, error)));
+        }
+    }
     checks
 }
 
@@ -215,6 +221,28 @@ fn urgent_data(row: &Row) {
         }
     }
     server.stop();
+}
+
+/// It is closed, and the server goes on with the others; once there is room it serves new ones again.
+fn not_watched(row: &Row, error: &str) {
+    let server = Server::start(row, &[]);
+    let polite = Peer::new(&server);
+    polite.echo(b"x");
+    let mut closed = 0;
+    // The first call of each thread fails: a worker's, or the only thread's.
+    server.traced_with(&["-e", &format!("inject=epoll_ctl:error={error}:when=1")], || {
+        for _ in 0..4 {
+            let peer = Peer::new(&server);
+            let _ = (&peer.0).write(b"y");
+            closed += usize::from(!(&peer.0).read(&mut [0]).is_ok_and(|count| count == 1));
+            polite.echo(b"still served");
+        }
+    });
+    assert!((1..4).contains(&closed), "{closed} of 4 were closed");
+    Peer::new(&server).echo(b"served");
+    let (summary, _) = server.stop();
+    assert_eq!(number(&summary["exhausted"]), closed as u64, "{summary}");
+    assert_eq!(summary["accepted"], summary["closed"], "{summary}");
 }
 
 /// The third to fifth call fail: the client goes on, since an injected EAGAIN is a lie, after which no edge will follow.

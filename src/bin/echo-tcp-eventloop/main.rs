@@ -13,7 +13,7 @@
 mod poll;
 
 use echo_lab::stream::{Accepted, Moved, Streams, Transit};
-use echo_lab::{Attempt, Result, cli, net, report, stop};
+use echo_lab::{Attempt, Result, cli, net, policy, report, stop};
 use poll::{Events, Interest, Poll};
 use slab::Slab;
 use std::io::{Read, Write};
@@ -46,12 +46,15 @@ fn main() -> Result<()> {
     report::listening(local)?;
 
     while !streams.ledger.is_done() {
-        if accepting != streams.ledger.accepts() {
-            accepting = !accepting;
-            if accepting {
-                registry.register(&listener, LISTENER, Interest::READ).attempt("register the listener again")?;
-            } else {
-                registry.deregister(&listener).attempt("deregister the listener")?;
+        if accepting && !streams.ledger.accepts() {
+            registry.deregister(&listener).attempt("deregister the listener")?;
+            accepting = false;
+        } else if !accepting && streams.ledger.accepts() {
+            match registry.register(&listener, LISTENER, Interest::READ) {
+                Ok(()) => accepting = true,
+                // Somebody else has taken its place meanwhile: once more after a pause.
+                Err(error) if policy::is_exhausted(&error) => streams.ledger.exhausted(&error),
+                Err(error) => return Err(error).attempt("register the listener again"),
             }
         }
         streams.ledger.waits += 1;
@@ -68,11 +71,16 @@ fn main() -> Result<()> {
             if event.token == LISTENER {
                 let result = listener.accept();
                 if let Accepted::Connection(stream) = streams.ledger.accepted(result)? {
-                    stream.set_nonblocking(true).attempt("make a connection non-blocking")?;
                     let entry = connections.vacant_entry();
                     let interest = Interest::READ;
-                    registry.register(&stream, entry.key(), interest).attempt("register a connection")?;
-                    entry.insert(Connection { stream, transit: Transit::default(), interest });
+                    let registered = stream.set_nonblocking(true);
+                    match registered.and_then(|()| registry.register(&stream, entry.key(), interest)) {
+                        Ok(()) => {
+                            entry.insert(Connection { stream, transit: Transit::default(), interest });
+                        }
+                        // The system is at a limit, or has no memory for one more.
+                        Err(error) => streams.ledger.not_registered(&error),
+                    }
                 }
                 continue;
             }
@@ -88,9 +96,12 @@ fn main() -> Result<()> {
                 streams.ledger.closed();
             } else if wanted != connection.interest {
                 connection.interest = wanted;
-                registry
-                    .reregister(&connection.stream, event.token, wanted)
-                    .attempt("change the interest in a connection")?;
+                if let Err(error) = registry.reregister(&connection.stream, event.token, wanted) {
+                    // A kqueue needs memory for it.
+                    let connection = connections.remove(event.token);
+                    registry.deregister(&connection.stream).attempt("deregister a connection")?;
+                    streams.ledger.not_registered(&error);
+                }
             }
         }
     }

@@ -107,11 +107,12 @@ fn main() -> Result<()> {
     report::listening(local)?;
 
     let mut batch = Batch::default();
-    let (mut more, mut next) = (false, 0);
+    let (mut more, mut next, mut pause) = (false, 0, None);
     while !stop::requested() && !polling.is_finished() {
         mailbox.take(&mut batch, None);
         for (id, _) in batch.drain() {
             more |= id == listening;
+            pause = pause.filter(|pause| *pause != id);
             if Some(id) == interval {
                 let open = lock(&streams).ledger.open();
                 report::log_line(format_args!("{open} connections open"));
@@ -126,12 +127,13 @@ fn main() -> Result<()> {
                     incoming[next].send(stream).map_err(|_| Error::new("a worker has ended"))?;
                 }
                 Accepted::Nothing => {}
-                // There is none, or no descriptor for it: then this thread is to be woken after the pause.
+                // There is none, or no descriptor for it.
                 Accepted::Wait => more = !lock(&streams).ledger.accepts(),
             }
-            if more && !lock(&streams).ledger.accepts() {
-                registrar.timeout(PAUSE, &mailbox);
-            }
+        }
+        // Here, or in a worker, the system was at a limit: this thread is to be woken after the pause.
+        if more && pause.is_none() {
+            pause = Some(registrar.timeout(PAUSE, &mailbox));
         }
     }
 

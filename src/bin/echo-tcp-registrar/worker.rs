@@ -95,10 +95,12 @@ impl Worker {
             match self.incoming.try_recv() {
                 Ok(mut stream) => {
                     let interest = Interest::READABLE;
-                    let Ok(id) = self.registrar.register(&mut stream, interest, &self.mailbox) else {
-                        // No memory in the kernel for one more: the peer sees it closed.
-                        lock(&self.streams).ledger.closed();
-                        continue;
+                    let id = match self.registrar.register(&mut stream, interest, &self.mailbox) {
+                        Ok(id) => id,
+                        Err(error) => {
+                            lock(&self.streams).ledger.not_registered(&error);
+                            continue;
+                        }
                     };
                     let timer = self.rules.idle.map(|idle| self.registrar.timeout(idle, &self.mailbox));
                     self.timers.extend(timer.map(|timer| (timer, id)));

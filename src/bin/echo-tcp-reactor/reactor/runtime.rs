@@ -248,7 +248,13 @@ impl<C: Send + 'static> Runtime<C> {
     fn adopt(&mut self, mut stream: Stream, reactor: Box<dyn Reactor<C>>, done: Done) {
         match self.register(&mut stream.stream, Interest::READABLE | Interest::WRITABLE) {
             Ok(id) => self.begin(id, stream, reactor, done),
-            Err(refused) => done.tell(Err(refused)),
+            Err(refused) => {
+                // At a limit of the system none is accepted for a while: it would meet the same.
+                if let Refused::System(error) = &refused {
+                    lock(&self.ledger).at_limit(error);
+                }
+                done.tell(Err(refused));
+            }
         }
     }
 
