@@ -86,11 +86,26 @@ pub fn by_socket() -> Result<Wakeable> {
     Ok(socket)
 }
 
-/// For a loop that waits in a blocking accept: the signal connects to `server`. Look at [`requested`] after each accept;
-/// one that does not block, because others connect, shows the flag as well.
-pub fn by_connection(server: SocketAddr) -> Result<()> {
+/// For a loop that waits in a blocking accept on `listener`: the signal ends it. Look at [`requested`] after each accept,
+/// before its result.
+///
+/// On Linux shutdown(2) does that to a listener: the accept that waits fails with EINVAL, as does each one after it.
+/// Nobody can be connected to, so no port has to be free.
+#[cfg(target_os = "linux")]
+pub fn in_accept(listener: &std::net::TcpListener) -> Result<()> {
+    let listener = listener.try_clone().attempt("clone the listener for the stop signal")?;
+    let socket = std::sync::Arc::new(socket2::Socket::from(listener));
+    // SAFETY: shutdown(2) is safe in a signal handler. A second one does nothing.
+    unsafe { on_signal(move || drop(socket.shutdown(std::net::Shutdown::Read))) }
+}
+
+/// See the Linux form. Others refuse to shut a listener down (ENOTCONN): the signal connects to the server, for which a local
+/// port has to be free. If the accept queue is full the accept does not block.
+#[cfg(not(target_os = "linux"))]
+pub fn in_accept(listener: &std::net::TcpListener) -> Result<()> {
     use socket2::{Domain, Socket, Type};
     let what = "create the socket that wakes the server";
+    let server = listener.local_addr().attempt(what)?;
     let socket = Socket::new(Domain::for_address(server), Type::STREAM, None).attempt(what)?;
     socket.set_nonblocking(true).attempt(what)?;
     let (socket, target) = (std::sync::Arc::new(socket), reachable(server).into());

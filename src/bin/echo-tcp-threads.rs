@@ -5,7 +5,8 @@
 //! In the trace:    recvfrom and sendto, by a thread of each connection's own; accept4 by the first.
 //! Left out:        a limit to the threads but the system's own: at it, connections are closed as they come.
 //! Oldest system:   any that the standard library supports. Ctrl-C ends the reads of idle connections on POSIX systems;
-//!                  elsewhere they take a second.
+//!                  elsewhere they take a second. On Linux it ends the accept by a shutdown of the listener, elsewhere by a
+//!                  connection, which needs a free port.
 
 use echo_lab::stream::{Accepted, Ledger, Moved, PAUSE, Streams, Transit};
 use echo_lab::{Attempt, Result, cli, ledger::DRAIN_DEADLINE, net, report, stop};
@@ -29,7 +30,7 @@ fn main() -> Result<()> {
     let args: cli::StreamArgs = cli::parse_as(env!("CARGO_BIN_NAME"));
     let listener = net::listen(&args)?;
     let local = listener.local_addr().attempt("read the bound address")?;
-    stop::by_connection(local)?;
+    stop::in_accept(&listener)?;
     let shared =
         Arc::new(Shared { streams: Streams::new(&args, local).into(), open: Mutex::default(), closed: Condvar::new() });
     report::listening(local)?;

@@ -145,7 +145,7 @@ pub fn namespace() -> bool {
 }
 
 /// In a network of its own, which is gone with the thread and what it started.
-fn namespaced(run: impl FnOnce() + Send) {
+pub fn namespaced(run: impl FnOnce() + Send) {
     thread::scope(|scope| {
         let inside = scope.spawn(|| {
             new_namespace().unwrap();
@@ -156,7 +156,7 @@ fn namespaced(run: impl FnOnce() + Send) {
     });
 }
 
-fn shell(script: &str) {
+pub fn shell(script: &str) {
     assert!(Command::new("sh").args(["-c", script]).status().unwrap().success(), "{script}");
 }
 

@@ -2,6 +2,7 @@
 //! makes the kernel report.
 
 use crate::server::{PATIENCE, Server, bin, content, number};
+use crate::rings::{namespaced, shell};
 use crate::tcp::{Peer, connect_all};
 use crate::{Check, Needs, Run, check};
 use echo_lab::catalog::Row;
@@ -52,6 +53,7 @@ pub fn checks(row: &Row) -> Vec<Check> {
         checks.push(check(format!("accept_fails_with_{error}"), Needs::Calls, move |row| accept_fails(row, error)));
     }
     checks.push(check("fatal_error_of_the_listener", Needs::Calls, fatal));
+    checks.push(check("sigterm_without_a_free_port", Needs::Namespace, |row| namespaced(|| no_free_port(row))));
     if calls.wait.is_some() {
         for error in ["ENOSPC", "ENOMEM"] {
             let name = format!("connection_that_cannot_be_watched_for_{error}");
@@ -243,6 +245,22 @@ fn not_watched(row: &Row, error: &str) {
     let (summary, _) = server.stop();
     assert_eq!(number(&summary["exhausted"]), closed as u64, "{summary}");
     assert_eq!(summary["accepted"], summary["closed"], "{summary}");
+}
+
+/// All ports are taken: whoever needs one to wake itself cannot.
+fn no_free_port(row: &Row) {
+    shell("sysctl -qw net.ipv4.ip_local_port_range='40000 40007'");
+    let server = Server::start(row, &["--bind", "127.0.0.1:2000"]);
+    let mut peers = Vec::new();
+    let refused = loop {
+        match TcpStream::connect(server.addr) {
+            Ok(peer) => peers.push(peer),
+            Err(error) => break error,
+        }
+    };
+    assert_eq!(refused.raw_os_error(), Some(libc::EADDRNOTAVAIL), "after {} connections", peers.len());
+    assert!(peers.len() >= 4);
+    server.stop();
 }
 
 /// The third to fifth call fail: the client goes on, since an injected EAGAIN is a lie, after which no edge will follow.
