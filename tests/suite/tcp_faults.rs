@@ -59,6 +59,10 @@ pub fn checks(row: &Row) -> Vec<Check> {
             let name = format!("connection_that_cannot_be_watched_for_{error}");
             checks.push(check(name, Needs::Calls, move |row| not_watched(row, error)));
         }
+        // tokio itself panics.
+        if !row.features.contains(&"tokio") {
+            checks.push(check("fatal_error_of_the_wait", Needs::Calls, fatal_wait));
+        }
     }
     checks
 }
@@ -261,6 +265,24 @@ fn no_free_port(row: &Row) {
     assert_eq!(refused.raw_os_error(), Some(libc::EADDRNOTAVAIL), "after {} connections", peers.len());
     assert!(peers.len() >= 4);
     server.stop();
+}
+
+/// It cannot go on, and says so.
+fn fatal_wait(row: &Row) {
+    let wait = row.calls.and_then(|calls| calls.wait).expect("it waits");
+    let server = Server::strace(row, &["-e", &format!("inject={wait}:error=EBADF:when=3+")], &[]);
+    let peer = Peer::new(&server);
+    let limit = Instant::now() + PATIENCE;
+    // Each of these ends a wait, until one fails.
+    while peer.0.set_read_timeout(Some(Duration::from_millis(20))).is_ok() && Instant::now() < limit {
+        if (&peer.0).write(b"x").is_err() || (&peer.0).read(&mut [0]).is_ok_and(|count| count == 0) {
+            break;
+        }
+    }
+    let ended = server.wait();
+    assert_eq!(ended.status.code(), Some(1), "{}", ended.stderr);
+    let said = ended.stderr.trim_end();
+    assert!(said.starts_with("Error: cannot ") && said.contains(": Bad file ") && said.lines().count() == 1, "{said}");
 }
 
 /// The third to fifth call fail: the client goes on, since an injected EAGAIN is a lie, after which no edge will follow.

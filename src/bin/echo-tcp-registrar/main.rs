@@ -91,8 +91,12 @@ fn main() -> Result<()> {
     let waker = registrar.waker();
     // SAFETY: a wake-up is one system call: write(2) to an eventfd on Linux.
     unsafe { stop::on_signal(move || drop(waker.wake())) }?;
-    let waked = mailbox.clone();
-    let polling = named("poller", move || poller.run(|| waked.notify(signal, Ready::MESSAGE)))?;
+    let (main, polled) = (mailbox.clone(), registrar.new_id());
+    let polling = named("poller", move || {
+        let result = poller.run(|| main.notify(signal, Ready::MESSAGE));
+        main.notify(polled, Ready::MESSAGE);
+        result
+    })?;
 
     let (mut incoming, mut workers) = (Vec::new(), Vec::new());
     for number in 0..flags.workers {
@@ -107,10 +111,12 @@ fn main() -> Result<()> {
     report::listening(local)?;
 
     let mut batch = Batch::default();
-    let (mut more, mut next, mut pause) = (false, 0, None);
-    while !stop::requested() && !polling.is_finished() {
+    let (mut more, mut next, mut pause, mut over) = (false, 0, None, false);
+    while !stop::requested() && !over {
         mailbox.take(&mut batch, None);
         for (id, _) in batch.drain() {
+            // The poller ends before the others only if its wait fails.
+            over |= id == polled;
             more |= id == listening;
             pause = pause.filter(|pause| *pause != id);
             if Some(id) == interval {
