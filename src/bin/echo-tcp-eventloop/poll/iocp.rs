@@ -148,7 +148,9 @@ impl Poll {
             return Ok(Wait::Closed);
         }
         let shared = &*self.registry.0;
-        shared.begin_changed()?;
+        shared.begin_changed(&mut events.found);
+        // What could not be begun is told of at once.
+        let timeout = if events.found.is_empty() { timeout } else { Some(Duration::ZERO) };
         // Rounded up: a wait for less than a millisecond must not become one for nothing, over and over.
         let timeout =
             timeout.map_or(INFINITE, |left| left.as_nanos().div_ceil(1_000_000).try_into().unwrap_or(INFINITE - 1));
@@ -208,23 +210,31 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Only the thread that waits begins operations, so that none belongs to a thread that ends before it.
-    fn begin_changed(&self) -> io::Result<()> {
+    /// Only the thread that waits begins operations, so that none belongs to a thread that ends before it. A socket whose
+    /// operation cannot be begun counts as ready, as with any other error: the next call on it tells. The next wait tries
+    /// again.
+    fn begin_changed(&self, found: &mut Vec<Event>) {
         let mut state = self.lock();
         state.waiting = true;
         let State { sources, changed, in_progress, .. } = &mut *state;
-        for socket in changed.drain(..) {
-            let Some(source) = sources.get_mut(&socket) else { continue };
+        changed.retain(|socket| {
+            let Some(source) = sources.get_mut(socket) else { return false };
             let wanted = wanted(source.interest);
             if source.asked == 0 && wanted != 0 {
-                self.begin(source, wanted)?;
+                if self.begin(source, wanted).is_err() {
+                    let Source { token, interest: Interest { read, write }, .. } = *source;
+                    // It may be listed twice.
+                    let first = found.iter().all(|event| event.token != token);
+                    found.extend(first.then_some(Event { token, read, write }));
+                    return first;
+                }
                 *in_progress += 1;
             } else if source.asked != wanted {
                 // Its completion says that it was cancelled; then comes another.
                 self.cancel(source);
             }
-        }
-        Ok(())
+            false
+        });
     }
 
     /// Begins an operation that is complete when the socket is ready.
@@ -315,9 +325,13 @@ impl Registry {
     /// May run in a signal handler: on Windows that is a thread of its own.
     pub fn wake(&self) {
         if !self.0.woken.swap(true, Ordering::AcqRel) {
-            // A completion of nothing. It fails only for lack of memory.
+            // A completion of nothing.
             // SAFETY: the port brings the null pointer back as it is.
-            unsafe { PostQueuedCompletionStatus(self.0.port.as_raw_handle(), 0, 0, null()) };
+            let posted = unsafe { PostQueuedCompletionStatus(self.0.port.as_raw_handle(), 0, 0, null()) } != 0;
+            // It fails only for lack of memory: then the next wake-up has to try again.
+            if !posted {
+                self.0.woken.store(false, Ordering::Release);
+            }
         }
     }
 

@@ -16,8 +16,19 @@
 
 #[cfg(libkqueue)]
 mod libkqueue;
-#[cfg_attr(all(target_os = "linux", not(libkqueue)), path = "epoll.rs")]
-#[cfg_attr(any(all(unix, not(target_os = "linux")), libkqueue), path = "kqueue.rs")]
+// On a system that has none of the three it is sys.rs, which says so.
+#[cfg_attr(all(any(target_os = "linux", target_os = "android"), not(libkqueue)), path = "epoll.rs")]
+#[cfg_attr(
+    any(
+        libkqueue,
+        target_vendor = "apple",
+        target_os = "freebsd",
+        target_os = "dragonfly",
+        target_os = "netbsd",
+        target_os = "openbsd"
+    ),
+    path = "kqueue.rs"
+)]
 #[cfg_attr(windows, path = "iocp.rs")]
 #[cfg_attr(not(test), expect(dead_code, reason = "the server ends when its connections have: it closes no loop"))]
 mod sys;
