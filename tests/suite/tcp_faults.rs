@@ -1,9 +1,9 @@
 //! TCP servers when things go wrong: signals, no descriptors, and errors that strace
 //! makes the kernel report.
 
-use crate::server::{PATIENCE, Server, bin, content, number};
 use crate::rings::{namespaced, shell};
-use crate::tcp::{Peer, connect_all};
+use crate::server::{PATIENCE, Server, bin, content, number};
+use crate::tcp::{Peer, connect_all, reset};
 use crate::{Check, Needs, Run, check};
 use echo_lab::catalog::Row;
 use std::io::{ErrorKind, Read, Write};
@@ -13,7 +13,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 pub fn checks(row: &Row) -> Vec<Check> {
-    let table: [(&str, Run); 8] = [
+    let table: [(&str, Run); 10] = [
         ("sigterm_with_connections_open", |row| sigterm(row, libc::SIGTERM)),
         ("sigint_with_connections_open", |row| sigterm(row, libc::SIGINT)),
         ("sigterm_with_bytes_on_their_way", sigterm_on_the_way),
@@ -21,6 +21,8 @@ pub fn checks(row: &Row) -> Vec<Check> {
         ("stop_and_continue", stop_and_continue),
         ("out_of_descriptors", out_of_descriptors),
         ("waits_while_idle", waits_while_idle),
+        ("waits_while_a_peer_does_not_read", waits_while_blocked),
+        ("resets_leave_no_descriptor", resets_leave_no_descriptor),
         ("urgent_data", urgent_data),
     ];
     let mut checks: Vec<_> = table.map(|(name, run)| check(name, Needs::Nothing, run)).into();
@@ -59,6 +61,7 @@ pub fn checks(row: &Row) -> Vec<Check> {
             let name = format!("connection_that_cannot_be_watched_for_{error}");
             checks.push(check(name, Needs::Calls, move |row| not_watched(row, error)));
         }
+        checks.push(check("turns_are_short", Needs::Calls, turns_are_short));
         // tokio itself panics.
         if !row.features.contains(&"tokio") {
             checks.push(check("fatal_error_of_the_wait", Needs::Calls, fatal_wait));
@@ -194,16 +197,58 @@ fn out_of_descriptors(row: &Row) {
     assert!(number(&summary["exhausted"]) > 0, "{summary}");
 }
 
-/// An idle server with a connection sleeps.
+/// An idle server sleeps: with a connection that was served, and with one on which nothing ever came.
 fn waits_while_idle(row: &Row) {
     let server = Server::start(row, &[]);
-    let peer = Peer::new(&server);
-    peer.echo(b"x");
-    let before = cpu(server.pid());
-    thread::sleep(Duration::from_secs(5));
-    assert!(cpu(server.pid()) - before <= Duration::from_millis(10));
+    let peers = connect_all(&server, 2);
+    peers[0].echo(b"x");
+    sleeps(&server, Duration::from_secs(5));
     let (summary, _) = server.stop();
     assert!(number(&summary["waits"]) < 20, "{summary}");
+}
+
+/// What a peer has sent stays unread while it does not read: that is no reason to wake up.
+fn waits_while_blocked(row: &Row) {
+    let server = Server::start(row, &[]);
+    let peers = connect_all(&server, 3);
+    peers.iter().for_each(|peer| assert!(peer.fill() > 0));
+    server.until_it_waits();
+    assert!(unread(&server) > 0, "all was read");
+    sleeps(&server, Duration::from_secs(2));
+    server.stop_with_rest();
+}
+
+fn sleeps(server: &Server, time: Duration) {
+    let before = cpu(server.pid());
+    thread::sleep(time);
+    let used = cpu(server.pid()) - before;
+    assert!(used <= Duration::from_millis(20), "{used:?} of CPU time in {time:?}");
+}
+
+/// With what it was sent unread, and with its own bytes unread, idle or in the middle.
+fn resets_leave_no_descriptor(row: &Row) {
+    let server = Server::start(row, &[]);
+    let polite = Peer::new(&server);
+    let open = || {
+        polite.echo(b"still served");
+        std::fs::read_dir(format!("/proc/{}/fd", server.pid())).unwrap().count()
+    };
+    let before = open();
+    for round in 0..60 {
+        let peer = Peer::new(&server);
+        match round % 3 {
+            0 => peer.echo(b"x"),
+            1 => peer.write(&content(0, 100_000)),
+            _ => {}
+        }
+        reset(peer);
+    }
+    let limit = Instant::now() + PATIENCE;
+    while open() > before {
+        assert!(Instant::now() < limit, "{before} descriptors before 60 resets, {} after", open());
+        thread::sleep(Duration::from_millis(5));
+    }
+    assert_eq!(number(&server.stop_with_rest().0["closed"]), 61);
 }
 
 /// A read ends at the mark, even if more stands behind it, and all has arrived at once.
@@ -229,6 +274,22 @@ fn urgent_data(row: &Row) {
     server.stop();
 }
 
+/// All ports are taken: whoever needs one to wake itself cannot.
+fn no_free_port(row: &Row) {
+    shell("sysctl -qw net.ipv4.ip_local_port_range='40000 40007'");
+    let server = Server::start(row, &["--bind", "127.0.0.1:2000"]);
+    let mut peers = Vec::new();
+    let refused = loop {
+        match TcpStream::connect(server.addr) {
+            Ok(peer) => peers.push(peer),
+            Err(error) => break error,
+        }
+    };
+    assert_eq!(refused.raw_os_error(), Some(libc::EADDRNOTAVAIL), "after {} connections", peers.len());
+    assert!(peers.len() >= 4);
+    server.stop();
+}
+
 /// It is closed, and the server goes on with the others; once there is room it serves new ones again.
 fn not_watched(row: &Row, error: &str) {
     let server = Server::start(row, &[]);
@@ -251,20 +312,25 @@ fn not_watched(row: &Row, error: &str) {
     assert_eq!(summary["accepted"], summary["closed"], "{summary}");
 }
 
-/// All ports are taken: whoever needs one to wake itself cannot.
-fn no_free_port(row: &Row) {
-    shell("sysctl -qw net.ipv4.ip_local_port_range='40000 40007'");
-    let server = Server::start(row, &["--bind", "127.0.0.1:2000"]);
-    let mut peers = Vec::new();
-    let refused = loop {
-        match TcpStream::connect(server.addr) {
-            Ok(peer) => peers.push(peer),
-            Err(error) => break error,
-        }
-    };
-    assert_eq!(refused.raw_os_error(), Some(libc::EADDRNOTAVAIL), "after {} connections", peers.len());
-    assert!(peers.len() >= 4);
-    server.stop();
+/// Whoever has much to be read does not keep the others waiting. With a buffer of one byte each byte is a read.
+fn turns_are_short(row: &Row) {
+    const MANY: usize = 2000;
+    let calls = row.calls.expect("a server has calls");
+    let server = Server::strace(row, &["-e", &format!("trace={}", calls.recv), "-s", "1"], &["--buffer", "1"]);
+    // With two workers that get connections in turn, the first and the last are of the same.
+    let [greedy, between, modest] = [(); 3].map(|()| Peer::new(&server));
+    [&greedy, &between, &modest].iter().for_each(|peer| peer.echo(b"x"));
+    server.until_it_waits();
+    server.signal(libc::SIGSTOP);
+    greedy.write(&[b'g'; MANY]);
+    modest.write(b"m");
+    server.signal(libc::SIGCONT);
+    modest.expect(b"m");
+    greedy.expect(&[b'g'; MANY]);
+    let (_, ended) = server.stop();
+    let reads = |byte: &str| ended.trace.lines().position(|line| line.contains(byte)).expect("it was read");
+    let greedy_first = ended.trace.lines().take(reads("\"m\"")).filter(|line| line.contains("\"g\"")).count();
+    assert!(greedy_first <= 256, "{greedy_first} reads of one connection before that of the other");
 }
 
 /// It cannot go on, and says so.

@@ -257,15 +257,35 @@ mod tests {
         registrar.end();
     }
 
+    /// A reset, which the next call reports as well.
+    #[cfg(unix)]
+    #[test]
+    fn an_error_is_notified() {
+        let (registrar, mailbox) = start();
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut stream = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (peer, _) = listener.accept().unwrap();
+        let id = registrar.register(&mut stream, Interest::READABLE, &mailbox).unwrap();
+        let socket = socket2::Socket::from(peer);
+        socket.set_linger(Some(Duration::ZERO)).unwrap();
+        drop(socket);
+        until(&mailbox, id, Ready::ERROR);
+        assert_eq!(stream.read(&mut [0]).unwrap_err().kind(), io::ErrorKind::ConnectionReset);
+        registrar.end();
+    }
+
     #[test]
     fn a_timeout_comes_once_and_never_early() {
         let (registrar, mailbox) = start();
-        for millis in [0, 1, 7, 20] {
+        for (millis, busy) in [0, 1, 7, 20].into_iter().flat_map(|millis| [(millis, false), (millis, true)]) {
+            // A poller that waits rounds up to milliseconds; one that is busy looks at its timers all the time.
+            let other = busy.then(|| registrar.interval(Duration::ZERO, &Arc::default()));
             let (start, after) = (Instant::now(), Duration::from_millis(millis));
             let id = registrar.timeout(after, &mailbox);
             assert_eq!(next(&mailbox, SOON), Batch::from([(id, Ready::TIMEOUT)]));
             assert!(start.elapsed() >= after, "{:?} is before {after:?}", start.elapsed());
             assert!(matches!(registrar.cancel(id), Err(Refused::Unknown(_))), "it has passed");
+            other.map(|other| registrar.cancel(other)).transpose().unwrap();
         }
         assert_eq!(next(&mailbox, SHORT), Batch::new());
         registrar.end();

@@ -93,6 +93,23 @@ fn ready_until_read_and_again_with_the_next_burst() {
     expect_nothing(&mut poll, &mut events);
 }
 
+/// Even one that comes alone, as at a pipe that has lost its reader: EPOLLERR, whatever was asked for.
+#[cfg(all(target_os = "linux", not(libkqueue)))]
+#[test]
+fn an_error_counts_as_ready() {
+    use std::os::fd::{FromRawFd, OwnedFd};
+    let (mut poll, mut events) = (Poll::new().unwrap(), Events::with_capacity(4));
+    let mut ends = [0; 2];
+    // SAFETY: the call writes two descriptors.
+    assert_eq!(unsafe { libc::pipe2(ends.as_mut_ptr(), libc::O_CLOEXEC) }, 0);
+    // SAFETY: they are new, and nobody else's.
+    let [reader, writer] = ends.map(|end| unsafe { OwnedFd::from_raw_fd(end) });
+    poll.registry().register(&writer, 3, Interest::READ).unwrap();
+    expect_nothing(&mut poll, &mut events);
+    drop(reader);
+    assert!(wait(&mut poll, &mut events).iter().all(|event| event.token == 3 && event.read));
+}
+
 #[test]
 fn write_interest_while_the_peer_does_not_read() {
     let (mut poll, mut events) = (Poll::new().unwrap(), Events::with_capacity(4));
