@@ -150,6 +150,89 @@ mod tests {
         }
     }
 
+    /// The messages of a stream, and whether one is too long, by who has all of it at hand.
+    fn at_once(split: Split, limit: usize, mut stream: &[u8]) -> (Vec<Vec<u8>>, bool) {
+        let mut messages = Vec::new();
+        loop {
+            let (len, whole) = match split {
+                Split::Bytes => (stream.len(), stream.len()),
+                Split::Lines => match stream.split(|byte| *byte == b'\n').next() {
+                    Some(line) => (line.len(), line.len() + 1),
+                    None => (0, 1),
+                },
+                Split::Frames if stream.len() < HEADER => (0, HEADER),
+                Split::Frames => {
+                    let len = stream[..HEADER].iter().fold(0, |len, byte| 256 * len + usize::from(*byte));
+                    (len, HEADER + len)
+                }
+            };
+            if split != Split::Bytes && len > limit {
+                return (messages, true);
+            }
+            if whole == 0 || whole > stream.len() {
+                return (messages, false);
+            }
+            messages.push(stream[..whole].to_vec());
+            stream = &stream[whole..];
+        }
+    }
+
+    /// Any bytes in reads of any size, taken whole or written in parts of any size.
+    #[test]
+    fn any_stream_in_any_reads() {
+        arbtest::arbtest(|random| {
+            let split = *random.choose(&[Split::Bytes, Split::Lines, Split::Frames])?;
+            let limit = random.int_in_range(0..=20)?;
+            let mut stream = Vec::new();
+            for _ in 0..random.int_in_range(0..=12)? {
+                let beyond = usize::from(random.ratio(1, 8)?);
+                let len = random.int_in_range(0..=limit + beyond)?;
+                if split == Split::Frames {
+                    stream.extend((len as u32).to_be_bytes());
+                }
+                stream.extend(std::iter::repeat_n(random.arbitrary::<u8>()?, len));
+                if split == Split::Lines {
+                    stream.push(b'\n');
+                }
+            }
+            stream.truncate(random.int_in_range(0..=stream.len())?);
+            let (expected, too_long) = at_once(split, limit, &stream);
+
+            let mut inbox = Inbox::new(split, limit);
+            let (mut found, mut failed, mut rest) = (Vec::new(), false, &stream[..]);
+            while !rest.is_empty() && !failed {
+                let read = random.int_in_range(1..=rest.len())?;
+                inbox.push(&rest[..read]);
+                rest = &rest[read..];
+                assert!(inbox.bytes.len() <= HEADER + limit + read, "{} bytes are kept", inbox.bytes.len());
+                loop {
+                    if random.ratio(1, 2)? {
+                        match inbox.next_message() {
+                            Ok(Some(message)) => found.extend(message),
+                            Ok(None) => break,
+                            Err(_) => failed = true,
+                        }
+                    } else {
+                        match inbox.front().map(|front| front.map(<[u8]>::to_vec)) {
+                            Ok(Some(front)) => {
+                                let count = random.int_in_range(0..=front.len())?;
+                                found.extend(&front[..count]);
+                                inbox.wrote(count);
+                            }
+                            Ok(None) => break,
+                            Err(_) => failed = true,
+                        }
+                    }
+                    if failed {
+                        break;
+                    }
+                }
+            }
+            assert_eq!((found, failed), (expected.concat(), too_long), "{split:?} of {limit}: {stream:?}");
+            Ok(())
+        });
+    }
+
     #[test]
     fn a_message_beyond_the_limit_is_an_error() {
         for (split, stream) in [

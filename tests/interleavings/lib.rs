@@ -7,6 +7,7 @@
 
 #[path = "../../src/bin/echo-tcp-reactor/reactor/mailbox.rs"]
 mod mailbox;
+mod registrar;
 
 use loom::sync::{Arc, Mutex, Notify};
 use loom::thread;

@@ -1,10 +1,11 @@
 //! A channel between threads whose receiver need not wait for it: that there are messages is a notification like others.
 
-use crate::mailbox::{Mailbox, Ready};
-use crate::poller::{Id, Registrar};
-use std::sync::{Arc, mpsc};
+// Of `super`: tests/interleavings brings other locks.
+use super::mailbox::{Mailbox, Ready};
+use super::poller::{Id, Registrar};
+use super::sync::{Arc, mpsc};
 
-pub use std::sync::mpsc::TryRecvError;
+pub use super::sync::mpsc::TryRecvError;
 
 pub struct Sender<T> {
     /// Dropped before the last notification, so that who is notified finds the channel disconnected.

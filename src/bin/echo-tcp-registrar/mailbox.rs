@@ -1,10 +1,11 @@
 //! Where a thread waits for notifications: of its sockets, its timers and its channels.
 
-use crate::lock;
-use crate::poller::Id;
+// Of `super`: tests/interleavings brings other locks.
+use super::lock;
+use super::poller::Id;
+use super::sync::{Condvar, Mutex, PoisonError};
 use std::collections::HashMap;
 use std::ops::{BitOr, BitOrAssign};
-use std::sync::{Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
 /// What happened to something that was registered. Several may have happened.

@@ -30,7 +30,7 @@ use mailbox::{Batch, Mailbox, Ready};
 use mio::Interest;
 use mio::net::TcpListener;
 use poller::Poller;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{self, Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
 use worker::{Rules, Worker};

@@ -274,6 +274,70 @@ mod tests {
         registrar.end();
     }
 
+    /// Notifications are merged until they are taken, and the first of them says that it is.
+    #[test]
+    fn mailbox_as_a_map() {
+        arbtest::arbtest(|random| {
+            let (mailbox, mut model) = (Mailbox::default(), Batch::default());
+            while !random.is_empty() {
+                if random.ratio(1, 4)? {
+                    assert_eq!(next(&mailbox, Duration::ZERO), std::mem::take(&mut model));
+                    continue;
+                }
+                let id = Id(random.int_in_range(0..=4)?);
+                let ready = *random.choose(&[Ready::READABLE, Ready::WRITABLE, Ready::ERROR, Ready::MESSAGE])?;
+                assert_eq!(mailbox.add(id, ready), model.is_empty());
+                *model.entry(id).or_default() |= ready;
+            }
+            Ok(())
+        });
+    }
+
+    /// To the nanosecond: none early, none late, none twice in a turn, none after it was cancelled.
+    #[test]
+    fn timers_as_a_list() {
+        arbtest::arbtest(|random| {
+            let (mut timers, mailbox) = (Timers::default(), Arc::new(Mailbox::default()));
+            let mut model = Vec::<(Id, Instant, Option<Duration>)>::new();
+            let mut now = Instant::now();
+            let mut ids = (1..).map(Id);
+            while !random.is_empty() {
+                match random.int_in_range(0..=3)? {
+                    0 | 1 => {
+                        let (id, at) = (ids.next().unwrap(), now + Duration::from_nanos(random.int_in_range(0..=5)?));
+                        let every = random.ratio(1, 2)?.then_some(Duration::from_nanos(random.int_in_range(0..=3)?));
+                        model.push((id, at, every));
+                        let is_next = model.iter().map(|(id, at, _)| (*at, *id)).min() == Some((at, id));
+                        assert_eq!(timers.set(id, at, every, mailbox.clone()), is_next);
+                    }
+                    2 => {
+                        let id = Id(random.int_in_range(0..=12)?);
+                        let before = model.len();
+                        model.retain(|(other, ..)| *other != id);
+                        assert_eq!(timers.cancel(id).is_some(), model.len() < before);
+                    }
+                    _ => {
+                        now += Duration::from_nanos(random.int_in_range(0..=3)?);
+                        let due = |(id, at, _): &(Id, Instant, _)| (*at <= now).then_some((*id, Ready::TIMEOUT));
+                        let expected: Batch = model.iter().filter_map(due).collect();
+                        timers.fire(now);
+                        assert_eq!(next(&mailbox, Duration::ZERO), expected);
+                        model.retain_mut(|(id, at, every)| {
+                            if expected.contains_key(id) {
+                                let Some(every) = every else { return false };
+                                *at = (*at + *every).max(now);
+                            }
+                            true
+                        });
+                    }
+                }
+                let until = model.iter().map(|(_, at, _)| at.saturating_duration_since(now)).min();
+                assert_eq!(timers.until_next(now), until);
+            }
+            Ok(())
+        });
+    }
+
     #[test]
     fn a_timeout_comes_once_and_never_early() {
         let (registrar, mailbox) = start();
