@@ -48,6 +48,13 @@ pub struct Calls {
     pub per_echo: usize,
 }
 
+/// How strace names epoll_wait(2). Linux has it only on the processors of its first decades; elsewhere the C library makes an
+/// epoll_pwait of it.
+pub const EPOLL_WAIT: &str = match cfg!(any(target_arch = "x86_64", target_arch = "x86")) {
+    true => "epoll_wait",
+    false => "epoll_pwait",
+};
+
 /// The call that submits operations to an io_uring and waits for their completions.
 const RING: &str = "io_uring_enter";
 
@@ -95,6 +102,19 @@ impl Held {
     }
 }
 
+/// When a binary that is traced can be sent messages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Messages {
+    /// Never: it makes its own work.
+    None,
+    /// Once it has said that it listens.
+    WhenListening,
+    /// Once all its sockets listen, and it has said that it waits.
+    WhenWaiting,
+    /// One after each line that it prints by itself.
+    AfterLines,
+}
+
 /// One binary.
 #[derive(Clone, Copy, Debug)]
 pub struct Row {
@@ -121,6 +141,10 @@ pub struct Row {
     pub modes: &'static [&'static str],
     /// Whether it can wait for many sockets: `--sockets`.
     pub takes_sockets: bool,
+    /// The flags with which docs/traces shows it.
+    pub trace_flags: &'static [&'static str],
+    /// When it can be sent messages.
+    pub takes_messages: Messages,
     /// The question it answers, in one sentence.
     pub shows: &'static str,
 }
@@ -168,7 +192,7 @@ pub const ROWS: &[Row] = &[
         &["epoll"],
         cfg!(feature = "epoll"),
         Systems::Linux,
-        Some("epoll_wait"),
+        Some(EPOLL_WAIT),
         3,
         "What does level-triggered epoll do better than poll?",
     ),
@@ -177,7 +201,7 @@ pub const ROWS: &[Row] = &[
         &["epoll"],
         cfg!(feature = "epoll"),
         Systems::Linux,
-        Some("epoll_wait"),
+        Some(EPOLL_WAIT),
         4,
         "What does edge-triggered epoll ask of the program?",
     ),
@@ -186,7 +210,7 @@ pub const ROWS: &[Row] = &[
         &["mio"],
         cfg!(feature = "mio"),
         Systems::All,
-        Some("epoll_wait"),
+        Some(EPOLL_WAIT),
         4,
         "How does a program get level-triggered behaviour from mio, which is edge-triggered?",
     ),
@@ -195,7 +219,7 @@ pub const ROWS: &[Row] = &[
         &["mio"],
         cfg!(feature = "mio"),
         Systems::All,
-        Some("epoll_wait"),
+        Some(EPOLL_WAIT),
         4,
         "How is mio meant to be used?",
     ),
@@ -204,7 +228,7 @@ pub const ROWS: &[Row] = &[
         &["tokio"],
         cfg!(feature = "tokio"),
         Systems::All,
-        Some("epoll_wait"),
+        Some(EPOLL_WAIT),
         5,
         "How does one tokio task receive while its sends are blocked?",
     ),
@@ -213,7 +237,7 @@ pub const ROWS: &[Row] = &[
         &["tokio"],
         cfg!(feature = "tokio"),
         Systems::All,
-        Some("epoll_wait"),
+        Some(EPOLL_WAIT),
         5,
         "What if a reader and a writer task share a bounded channel?",
     ),
@@ -264,7 +288,7 @@ pub const ROWS: &[Row] = &[
                 &["tokio", "mmsg"],
                 cfg!(all(feature = "tokio", feature = "mmsg")),
                 Systems::Linux,
-                Some("epoll_wait"),
+                Some(EPOLL_WAIT),
                 6,
                 "How does a runtime's readiness go with the kernel's batches?",
             ),
@@ -296,15 +320,18 @@ pub const ROWS: &[Row] = &[
             "What does a QUIC stack's crate for offloads do to a socket?",
         ),
     ),
-    udp(
-        "echo-reuseport",
-        &["reuseport"],
-        cfg!(feature = "reuseport"),
-        Systems::Linux,
-        None,
-        2,
-        "How do several cores share one port?",
-    ),
+    Row {
+        trace_flags: &["--threads", "1"],
+        ..udp(
+            "echo-reuseport",
+            &["reuseport"],
+            cfg!(feature = "reuseport"),
+            Systems::Linux,
+            None,
+            2,
+            "How do several cores share one port?",
+        )
+    },
     ringing(udp(
         "echo-uring",
         &["uring"],
@@ -366,7 +393,7 @@ pub const ROWS: &[Row] = &[
         &["epoll"],
         cfg!(feature = "epoll"),
         Systems::Linux,
-        Some("epoll_wait"),
+        Some(EPOLL_WAIT),
         3,
         "How does one thread serve many connections with epoll?",
     ),
@@ -375,7 +402,7 @@ pub const ROWS: &[Row] = &[
         &["eventloop"],
         cfg!(feature = "eventloop"),
         Systems::All,
-        Some("epoll_wait"),
+        Some(EPOLL_WAIT),
         3,
         "What is an event loop made of, on Linux, on the BSDs and on Windows?",
     ),
@@ -384,7 +411,7 @@ pub const ROWS: &[Row] = &[
         &["mio"],
         cfg!(feature = "mio"),
         Systems::All,
-        Some("epoll_wait"),
+        Some(EPOLL_WAIT),
         4,
         "How does one thread serve many connections with mio?",
     ),
@@ -396,7 +423,7 @@ pub const ROWS: &[Row] = &[
             &["tokio"],
             cfg!(feature = "tokio"),
             Systems::All,
-            Some("epoll_wait"),
+            Some(EPOLL_WAIT),
             3,
             "What does a task for each connection cost, in place of a thread?",
         )
@@ -404,12 +431,13 @@ pub const ROWS: &[Row] = &[
     Row {
         held: Held { fixed: 2048, idle: 0, silent: 1, messages: 1 },
         modes: &["--lines", "--frames"],
+        trace_flags: &["--workers", "1"],
         ..tcp(
             "echo-tcp-registrar",
             &["mio"],
             cfg!(feature = "mio"),
             Systems::All,
-            Some("epoll_wait"),
+            Some(EPOLL_WAIT),
             6,
             "What if one thread polls, and others register and work?",
         )
@@ -422,7 +450,7 @@ pub const ROWS: &[Row] = &[
             &["mio"],
             cfg!(feature = "mio"),
             Systems::All,
-            Some("epoll_wait"),
+            Some(EPOLL_WAIT),
             4,
             "What if a program only says how it reacts to messages and commands?",
         )
@@ -441,33 +469,52 @@ pub const ROWS: &[Row] = &[
             "How does one thread serve many connections with io_uring?",
         ))
     },
-    probe("future-notify", &["futures"], cfg!(feature = "futures"), "Who polls a future again, and when?"),
-    probe("mio-empty", &["mio"], cfg!(feature = "mio"), "What does mio do with nothing registered?"),
-    probe(
-        "mio-mixed",
-        &["mio"],
-        cfg!(feature = "mio"),
-        "How do socket events and events of another thread meet in one poll?",
-    ),
+    Row {
+        trace_flags: &["--polls", "3", "--interval", "20"],
+        ..probe("future-notify", &["futures"], cfg!(feature = "futures"), "Who polls a future again, and when?")
+    },
+    Row {
+        trace_flags: &["--timeout", "20"],
+        ..probe("mio-empty", &["mio"], cfg!(feature = "mio"), "What does mio do with nothing registered?")
+    },
+    Row {
+        trace_flags: &["--interval", "400"],
+        takes_messages: Messages::AfterLines,
+        ..probe(
+            "mio-mixed",
+            &["mio"],
+            cfg!(feature = "mio"),
+            "How do socket events and events of another thread meet in one poll?",
+        )
+    },
     probe("mio-pipe", &["mio"], cfg!(feature = "mio"), "What does a wake-up cost while nobody is polling?"),
-    probe(
-        "tokio-multisocket-join",
-        &["tokio"],
-        cfg!(feature = "tokio"),
-        "How many futures does join_all poll for one datagram?",
-    ),
-    probe(
-        "tokio-multisocket-spawn",
-        &["tokio"],
-        cfg!(feature = "tokio"),
-        "How many tasks are polled for one datagram, with a task for each socket?",
-    ),
-    probe(
-        "tokio-multisocket-futuresunordered",
-        &["tokio"],
-        cfg!(feature = "tokio"),
-        "How many futures does FuturesUnordered poll for one datagram?",
-    ),
+    Row {
+        takes_messages: Messages::WhenWaiting,
+        ..probe(
+            "tokio-multisocket-join",
+            &["tokio"],
+            cfg!(feature = "tokio"),
+            "How many futures does join_all poll for one datagram?",
+        )
+    },
+    Row {
+        takes_messages: Messages::WhenWaiting,
+        ..probe(
+            "tokio-multisocket-spawn",
+            &["tokio"],
+            cfg!(feature = "tokio"),
+            "How many tasks are polled for one datagram, with a task for each socket?",
+        )
+    },
+    Row {
+        takes_messages: Messages::WhenWaiting,
+        ..probe(
+            "tokio-multisocket-futuresunordered",
+            &["tokio"],
+            cfg!(feature = "tokio"),
+            "How many futures does FuturesUnordered poll for one datagram?",
+        )
+    },
     Row {
         systems: Systems::Linux,
         ..probe(
@@ -479,10 +526,12 @@ pub const ROWS: &[Row] = &[
     },
     Row {
         systems: Systems::Linux,
+        trace_flags: &["--busy", "4"],
         ..probe("probe-starvation", &["epoll"], cfg!(feature = "epoll"), "Who waits while a loop drains a busy socket?")
     },
     Row {
         systems: Systems::Linux,
+        trace_flags: &["--rounds", "1", "--without-tokio"],
         ..probe(
             "probe-timer-granularity",
             &["epoll", "tokio"],
@@ -491,12 +540,15 @@ pub const ROWS: &[Row] = &[
         )
     },
     Row { systems: Systems::Linux, ..probe("probe-icmp", &[], true, "Who hears that nobody listens?") },
-    probe(
-        "probe-coop",
-        &["tokio"],
-        cfg!(feature = "tokio"),
-        "How much may one tokio task do before the others get their turn?",
-    ),
+    Row {
+        trace_flags: &["--burst", "2"],
+        ..probe(
+            "probe-coop",
+            &["tokio"],
+            cfg!(feature = "tokio"),
+            "How much may one tokio task do before the others get their turn?",
+        )
+    },
     probe(
         "probe-two-wakers",
         &["tokio"],
@@ -547,6 +599,8 @@ const fn udp(
         reads_all,
         modes,
         takes_sockets,
+        trace_flags: &[],
+        takes_messages: Messages::WhenListening,
         shows,
     }
 }
@@ -580,7 +634,7 @@ const fn ringing(row: Row) -> Row {
 
 const fn probe(name: &'static str, features: &'static [&'static str], built: bool, shows: &'static str) -> Row {
     let row = udp(name, features, built, Systems::All, None, 0, shows);
-    Row { kind: Kind::Probe, calls: None, ..row }
+    Row { kind: Kind::Probe, calls: None, takes_messages: Messages::None, ..row }
 }
 
 const fn tool(name: &'static str, features: &'static [&'static str], built: bool, shows: &'static str) -> Row {

@@ -1,20 +1,21 @@
 //! Which system calls does a binary make? Runs it under strace, sends it messages, and prints the calls of its start
 //! and those of one echo (or, for a probe, of its whole work), with descriptors, addresses and pointers named.
 //!
-//! Run:             scripts/trace echo-epoll-edge
+//! Run:             scripts/trace echo-epoll-edge; flags of the binary follow --: scripts/trace echo-tcp-reactor -- --frames
 //! Second terminal: nothing: the messages come from here.
 //! In the trace:    what the header of the traced binary says.
 //! Left out:        time. strace makes every call slower, and not all alike.
-//! Oldest system:   Linux with strace 4.10, for -yy.
+//! Oldest system:   Linux with strace 4.17, for names of calls that may be unknown.
 
 use clap::Parser;
-use echo_lab::catalog::{self, Kind, Row};
+use echo_lab::catalog::{self, Kind, Messages, Row};
 use echo_lab::{Attempt, Error, Result, report::log_line, report::print_line, unsupported};
+use std::collections::BTreeSet;
 use std::io::{self, BufRead, BufReader, Lines, Read, Write};
 use std::net::{SocketAddr, TcpStream, UdpSocket};
 use std::process::{Child, ChildStdout, Command, Stdio};
-use std::time::{Duration, Instant};
-use std::{env, fs, iter, thread};
+use std::time::{Duration, Instant, SystemTime};
+use std::{env, fs, thread};
 
 /// Which system calls does a binary make? Needs strace
 #[derive(Parser)]
@@ -47,68 +48,66 @@ fn main() -> Result<()> {
     let log = env::temp_dir().join(format!("echo-lab-trace-{}", std::process::id()));
     // A new one: a link of somebody else's under this name is not followed.
     fs::File::create_new(&log).attempt(format_args!("create {}", log.display()))?;
-    let outcome = run(row, &args, &log).and_then(|()| fs::read_to_string(&log).attempt("read what strace wrote"));
+    let outcome =
+        run(row, &args, &log).and_then(|sent| Ok((sent, fs::read_to_string(&log).attempt("read what strace wrote")?)));
     let _ = fs::remove_file(&log);
-    let calls = parse(&outcome?);
+    let (sent, log) = outcome?;
+    let calls = parse(&log);
     match row.kind {
-        kind if kind.is_server() => print_server(row, &args, &calls),
+        kind if kind.is_server() => print_server(row, &args, &calls, &sent),
         _ => print_probe(&args, &calls),
     }
 }
 
-/// Runs the binary under strace until it has answered the datagrams and ended.
-fn run(row: &Row, args: &Args, log: &std::path::Path) -> Result<()> {
+/// Runs the binary under strace until it has answered the messages and ended. Returns the moments at which each message
+/// was sent, and that of the end: a server has made all calls for one message before the next.
+fn run(row: &Row, args: &Args, log: &std::path::Path) -> Result<Vec<f64>> {
     let bin = env::current_exe().attempt("find this program's folder")?.with_file_name(row.name);
-    let multisocket = row.name.starts_with("tokio-multisocket");
-    let count = args.messages.to_string();
-    let flags: &[&str] = match row.name {
-        "future-notify" => &["--polls", "3", "--interval", "20"],
-        "mio-empty" => &["--timeout", "20"],
-        "mio-mixed" => &["--bind", "127.0.0.1:0", "--interval", "400", "--count", "4"],
-        "mio-pipe" => &[],
-        "echo-reuseport" => &["--bind", "127.0.0.1:0", "--threads", "1"],
-        "echo-tcp-registrar" => &["--bind", "127.0.0.1:0", "--workers", "1"],
-        "probe-coop" => &["--burst", "2"],
-        "probe-starvation" => &["--busy", "4"],
-        "probe-timer-granularity" => &["--rounds", "1", "--without-tokio"],
-        name if name.starts_with("probe-") => &[],
-        _ if multisocket => &["--count", &count],
-        _ => &["--bind", "127.0.0.1:0"],
-    };
-    // A probe's runtime and its output would drown what it shows; a server has nothing to hide.
-    let filter = "trace=recvfrom,sendto,write,epoll_create1,epoll_ctl,epoll_wait,epoll_pwait2,ppoll,timerfd_settime,\
-                  eventfd2,pipe2,socketpair";
+    // A probe's runtime and its output would drown what it shows; a server has nothing to hide. With ? a name may be
+    // unknown: Linux has no epoll_wait on the younger processors.
+    let filter = "trace=recvfrom,sendto,write,epoll_create1,epoll_ctl,?epoll_wait,epoll_pwait,?epoll_pwait2,ppoll,\
+                  timerfd_settime,eventfd2,pipe2,socketpair";
     let mut command = Command::new("strace");
     // -D: the binary, not strace, is the child of this program, and gets its signals.
     command.args(["-D", "-f", "-ttt", "-yy", "-s", "32", "-e", "signal=none", "-o"]).arg(log);
     if row.kind == Kind::Probe {
         command.args(["-e", filter]);
     }
-    let command = command.arg(&bin).args(flags).args(&args.flags).stdout(Stdio::piped());
+    command.arg(&bin).args(row.trace_flags);
+    match row.takes_messages {
+        Messages::WhenListening => drop(command.args(["--bind", "127.0.0.1:0"])),
+        Messages::WhenWaiting => drop(command.args(["--count", &args.messages.to_string()])),
+        Messages::AfterLines => {
+            command.args(["--bind", "127.0.0.1:0", "--count", &(2 * args.messages).to_string()]);
+        }
+        Messages::None => {}
+    }
+    let command = command.args(&args.flags).stdout(Stdio::piped());
     let child = command.spawn().attempt("start strace (Debian: apt-get install strace)")?;
     let mut child = Ended(child);
     let mut lines = BufReader::new(child.0.stdout.take().ok_or(Error::new("no standard output"))?).lines();
 
-    let messages = match row.name {
-        "future-notify" | "mio-empty" | "mio-pipe" => 0,
-        name if name.starts_with("probe-") => 0,
-        "mio-mixed" => 2,
-        _ => args.messages,
-    };
-    if messages > 0 {
-        let server = listening(&mut lines, multisocket)?;
+    let mut sent = Vec::new();
+    if row.takes_messages != Messages::None {
+        let server = listening(&mut lines, row.takes_messages == Messages::WhenWaiting)?;
         let client = Client::new(row.kind, server).attempt("create a client")?;
-        for _ in 0..messages {
-            match row.name {
-                // Each datagram right after an event of its timer.
-                "mio-mixed" => drop(lines.next()),
-                _ => asleep(child.0.id()),
+        let message = message(&args.flags);
+        for _ in 0..args.messages {
+            match row.takes_messages {
+                Messages::AfterLines => drop(lines.next()),
+                _ => asleep(child.0.id())?,
             }
-            client.send(b"echo").attempt("send a message")?;
+            sent.push(now());
+            client.send(message).attempt("send a message")?;
             match row.kind.is_server() {
-                true => drop(client.recv(&mut [0; 16]).attempt(format_args!("get an echo from {}", row.name))?),
+                true => client.recv(message.len()).attempt(format_args!("get an echo from {}", row.name))?,
                 false => drop(lines.next()),
             }
+        }
+        if row.kind.is_server() {
+            asleep(child.0.id())?;
+            // The client goes, then the server.
+            sent.push(now());
         }
     }
     if row.kind.is_server() {
@@ -117,11 +116,29 @@ fn run(row: &Row, args: &Args, log: &std::path::Path) -> Result<()> {
     lines.for_each(drop);
     child.0.wait().attempt("wait for the traced binary")?;
     // strace is nobody's child: it has finished when its last line is there.
-    let patience = Instant::now() + Duration::from_secs(5);
+    let patience = Instant::now() + PATIENCE;
     while !fs::read_to_string(log).is_ok_and(|log| log.trim_end().ends_with("+++")) && Instant::now() < patience {
         thread::sleep(Duration::from_millis(5));
     }
-    Ok(())
+    Ok(sent)
+}
+
+/// How long anything may take that has to happen, on a slow machine too.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// In seconds, by the clock of strace -ttt.
+fn now() -> f64 {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs_f64()
+}
+
+/// What a server with these flags echoes at once: any bytes, a line, or a frame.
+fn message(flags: &[String]) -> &'static [u8] {
+    let has = |name| flags.iter().any(|flag| flag == name);
+    match (has("--frames"), has("--lines")) {
+        (true, _) => b"\0\0\0\x04echo",
+        (_, true) => b"echo\n",
+        _ => b"echo",
+    }
 }
 
 /// A socket connected to the server.
@@ -132,7 +149,7 @@ enum Client {
 
 impl Client {
     fn new(kind: Kind, server: SocketAddr) -> io::Result<Self> {
-        let patience = Some(Duration::from_secs(10));
+        let patience = Some(PATIENCE);
         if kind == Kind::Tcp {
             let stream = TcpStream::connect(server)?;
             stream.set_read_timeout(patience)?;
@@ -151,39 +168,46 @@ impl Client {
         }
     }
 
-    fn recv(&self, buffer: &mut [u8]) -> io::Result<usize> {
+    fn recv(&self, len: usize) -> io::Result<()> {
+        let mut buffer = vec![0; len];
         match self {
-            Self::Udp(socket) => socket.recv(buffer),
-            Self::Tcp(stream) => (&*stream).read(buffer),
+            Self::Udp(socket) => socket.recv(&mut buffer).map(drop),
+            Self::Tcp(stream) => (&*stream).read_exact(&mut buffer),
         }
     }
 }
 
 /// The last address that the binary listens on, once it waits for messages.
-fn listening(lines: &mut Lines<BufReader<ChildStdout>>, multisocket: bool) -> Result<SocketAddr> {
+fn listening(lines: &mut Lines<BufReader<ChildStdout>>, until_it_waits: bool) -> Result<SocketAddr> {
     let mut address = None;
     for line in lines {
         let line = line.attempt("read the binary's output")?;
         if let Some(text) = line.strip_prefix("listening on ") {
             address = Some(text.parse().attempt("read the address that the binary listens on")?);
         }
-        if !multisocket || line == "waiting" {
+        if !until_it_waits || line == "waiting" {
             break;
         }
     }
     address.ok_or(Error::new("the traced binary ended before it listened"))
 }
 
-/// Returns when the process has waited for something for a while: it has done all that it had to do.
-fn asleep(id: u32) {
-    let limit = Instant::now() + Duration::from_secs(5);
+/// Returns when all threads of the process have slept for a while: it has done all that it had to do.
+fn asleep(id: u32) -> Result<()> {
+    let limit = Instant::now() + PATIENCE;
+    // The state follows the name in parentheses: proc_pid_stat(5). A thread that strace holds is in another.
+    let sleeps =
+        |thread: fs::DirEntry| fs::read_to_string(thread.path().join("stat")).is_ok_and(|stat| stat.contains(") S "));
     let mut seen = 0;
-    while seen < 10 && Instant::now() < limit {
+    while seen < 10 {
+        if Instant::now() > limit {
+            return Err(Error::new(format!("the traced binary does not come to rest in {} s", PATIENCE.as_secs())));
+        }
         thread::sleep(Duration::from_millis(2));
-        // The state follows the name in parentheses: proc_pid_stat(5).
-        let stat = fs::read_to_string(format!("/proc/{id}/stat")).unwrap_or_default();
-        seen = if stat.contains(") S ") { seen + 1 } else { 0 };
+        let threads = fs::read_dir(format!("/proc/{id}/task")).attempt("list the threads of the traced binary")?;
+        seen = if threads.flatten().all(sleeps) { seen + 1 } else { 0 };
     }
+    Ok(())
 }
 
 #[cfg(unix)]
@@ -241,69 +265,40 @@ fn parse(log: &str) -> Vec<Call> {
     calls
 }
 
-/// A server that begins no call for so many seconds waits for the client.
-const PAUSE: f64 = 0.01;
-
-/// The calls of one echo of a server that waits in one thread and reads in another, by thread: which of the two is
-/// quicker differs. An echo is what happens from one pause of the client to the next, so it begins after the waits.
-fn of_threads(calls: &[Call], is_read: impl Fn(&Call) -> bool) -> Vec<Vec<String>> {
-    let echoes = calls.chunk_by(|before, after| after.at - before.at < PAUSE);
-    let echoes = echoes.filter(|echo| echo.iter().any(&is_read)).skip(1);
-    let lines = |echo: &[Call]| {
-        let mut echo: Vec<_> = echo.iter().collect();
-        echo.sort_by_key(|call| call.thread);
-        echo.into_iter().map(|call| normalise(&call.to_string())).collect()
-    };
-    echoes.map(lines).collect()
-}
-
-/// The calls of one echo of a server whose calls do not say what they received: what happens from one pause of the client
-/// to the next. The first ones may be those of a connection.
-fn of_ring(calls: &[Call], echoes: usize) -> Vec<Vec<String>> {
-    let mut chunks: Vec<_> = calls.chunk_by(|before, after| after.at - before.at < PAUSE).collect();
-    // The last one runs into the end.
-    chunks.pop();
-    let first = chunks.len().saturating_sub(echoes);
+/// The calls of each echo, thread by thread: of two threads, which is quicker differs. In each thread an echo begins with the
+/// call that waits for it, the last one that was begun before the message was sent.
+fn echoes(calls: &[Call], sent: &[f64]) -> Vec<Vec<String>> {
+    let threads: BTreeSet<usize> = calls.iter().map(|call| call.thread).collect();
     // At times the allocator of a runtime asks the kernel for memory.
-    let own = |call: &&Call| !call.text.starts_with("brk(");
-    let lines = |chunk: &&[Call]| chunk.iter().filter(own).map(|call| normalise(&call.text)).collect();
-    chunks[first..].iter().map(lines).collect()
+    let own = |thread| calls.iter().filter(move |call| call.thread == thread && !call.text.starts_with("brk("));
+    let threads: Vec<Vec<&Call>> = threads.into_iter().map(|thread| own(thread).collect()).collect();
+    let echo = |from: f64, to: f64| {
+        let busy = threads.iter().map(|calls| {
+            let wait = |sent| calls.partition_point(|call| call.at < sent).saturating_sub(1);
+            &calls[wait(from)..wait(to)]
+        });
+        let busy: Vec<_> = busy.filter(|calls| !calls.is_empty()).collect();
+        let line = |call: &&Call| match busy.len() {
+            1 => normalise(&call.text),
+            _ => normalise(&call.to_string()),
+        };
+        busy.iter().flat_map(|calls| calls.iter().map(line)).collect()
+    };
+    sent.windows(2).map(|between| echo(between[0], between[1])).collect()
 }
 
-/// The calls of a server: those of its start, and those of one echo. An echo begins with the wait for its datagram.
-fn print_server(row: &Row, args: &Args, calls: &[Call]) -> Result<()> {
-    let listening = calls.iter().position(|call| call.text.contains("\"listening on "));
-    let (Some(listening), Some(names)) = (listening, row.calls) else {
+/// The calls of a server: those of its start, and those of one echo. The first echo may make some that no other makes.
+fn print_server(row: &Row, args: &Args, calls: &[Call], sent: &[f64]) -> Result<()> {
+    let Some(listening) = calls.iter().position(|call| call.text.contains("\"listening on ")) else {
         return Err(Error::new(format!("cannot find where {} listens in its trace", row.name)));
     };
-    let (start, steady) = calls.split_at(listening + 1);
-    let is = |call: &Call, name: &str| call.text.split_once('(').is_some_and(|(called, _)| called == name);
-    let got = |call: &Call| is(call, names.recv) && !call.text.contains(" = -1 ");
-    let thread = |name: &str| Some(steady.iter().find(|call| is(call, name))?.thread);
-    let waits = names.wait.and_then(thread);
-    let hops = waits.is_some_and(|waits| thread(names.recv) != Some(waits));
-    let mut bounds = Vec::new();
-    let received = steady.iter().enumerate().filter(|(_, call)| got(call)).take(args.messages.into());
-    for (at, _) in received {
-        let wait = names.wait.and_then(|wait| steady[..at].iter().rposition(|call| is(call, wait)));
-        bounds.push(wait.unwrap_or(at));
-    }
-    let mut echoes: Vec<Vec<String>> = iter::zip(&bounds, bounds.iter().skip(1))
-        .map(|(from, to)| steady[*from..*to].iter().map(|call| normalise(&call.text)).collect())
-        .collect();
-    if hops {
-        echoes = of_threads(steady, got);
-        // The last one runs into the end.
-        echoes.pop();
-    }
-    if names.is_ring() {
-        echoes = of_ring(steady, usize::from(args.messages) - 1);
-    }
-    let Some(first) = echoes.first() else {
+    let start = &calls[..=listening];
+    let echoes = echoes(calls, sent);
+    let Some(first) = echoes.get(1).filter(|echo| !echo.is_empty()) else {
         return Err(Error::new(format!("cannot find two echoes in the trace of {}", row.name)));
     };
-    if let Some((at, _)) = echoes.iter().enumerate().find(|(_, echo)| *echo != first) {
-        log_line(format_args!("warning: echo {} differs from the first: the machine may be busy, try again", at + 1));
+    if let Some((at, _)) = echoes.iter().enumerate().skip(1).find(|(_, echo)| *echo != first) {
+        log_line(format_args!("warning: echo {} differs from the second: the machine may be busy, try again", at + 1));
     }
     if !args.steady {
         print_line(format_args!("# start-up: {} calls", start.len()))?;
@@ -343,6 +338,14 @@ fn normalise(call: &str) -> String {
         ("FUTEX_WAIT_BITSET_PRIVATE, ", ",", "VALUE"),
     ] {
         text = replace_between(&text, before, after, |_| Some(name));
+    }
+    // Of a mask that is not there, libraries leave the size to chance.
+    if text.contains("epoll_pwait(") {
+        text = replace_between(&text, ", NULL, ", ")", |_| Some("SIZE"));
+    }
+    // Since Linux 6.15 compio asks that its waits do not count as waits for a disk.
+    for no_iowait in ["|0x80,", "|IORING_ENTER_NO_IOWAIT,"] {
+        text = text.replace(no_iowait, ",");
     }
     // mio keeps a token here, tokio the address of a registration.
     replace_between(&text, ", data={", "}", |data| (data.len() > 20).then_some("POINTER"))

@@ -2,7 +2,7 @@
 
 use crate::server::{bin, number, run};
 use crate::{Check, Needs, Run, check};
-use echo_lab::catalog::{Row, find};
+use echo_lab::catalog::{EPOLL_WAIT, Row, find};
 use serde_json::Value;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -167,7 +167,7 @@ fn calls_counted_by(way: &str) {
             assert!((0.95..1.05).contains(&sends), "{subject}");
         }
         assert!(float(&subject["calls"]["loaded"]["recvfrom"]) >= 0.95);
-        let waits = &subject["calls"]["one_outstanding"]["epoll_wait"];
+        let waits = &subject["calls"]["one_outstanding"][EPOLL_WAIT];
         assert_eq!(waits.is_null(), subject["name"] == "echo-blocking", "{subject}");
     }
 }

@@ -2,7 +2,7 @@
 
 use crate::server::{Client, Ended, Server, run};
 use crate::{Check, Needs, Run, check};
-use echo_lab::catalog::Row;
+use echo_lab::catalog::{EPOLL_WAIT, Row};
 use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -164,16 +164,16 @@ fn names(calls: &[String]) -> Vec<&str> {
 }
 
 fn empty(row: &Row) {
-    assert_eq!(names(&calls(row, &["--timeout", "5"], EPOLL)), ["epoll_create1", "epoll_wait"]);
+    assert_eq!(names(&calls(row, &["--timeout", "5"], EPOLL)), ["epoll_create1", EPOLL_WAIT]);
     let with_waker = calls(row, &["--timeout", "5", "--waker"], EPOLL);
-    assert_eq!(names(&with_waker), ["epoll_create1", "eventfd2", "epoll_ctl", "epoll_wait"]);
+    assert_eq!(names(&with_waker), ["epoll_create1", "eventfd2", "epoll_ctl", EPOLL_WAIT]);
     assert!(with_waker[2].contains("EPOLL_CTL_ADD"));
 }
 
 fn pipe(row: &Row) {
     let eventfd = |flags: &[&str]| {
-        let calls = calls(row, flags, &["write", "epoll_wait"]);
-        let wait = calls.iter().position(|call| call.starts_with("epoll_wait")).expect("a wait");
+        let calls = calls(row, flags, &["write", EPOLL_WAIT]);
+        let wait = calls.iter().position(|call| call.starts_with(EPOLL_WAIT)).expect("a wait");
         assert!(calls[wait].ends_with(" = 1"), "{}", calls[wait]);
         (wait, calls.len())
     };

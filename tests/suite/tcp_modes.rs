@@ -256,7 +256,8 @@ fn registers_while_the_poller_waits(row: &Row) {
     // Then comes the stop signal, which does wake it.
     let before_the_signal = trace.rsplit_once("sendto(").unwrap().0;
     let thread = |line: &str| line.split_whitespace().next().unwrap().to_string();
-    let poller = before_the_signal.lines().find(|line| line.contains("epoll_wait")).map(thread).unwrap();
+    let poller =
+        before_the_signal.lines().find(|line| line.contains(echo_lab::catalog::EPOLL_WAIT)).map(thread).unwrap();
     let added: Vec<_> = before_the_signal.lines().filter(|line| line.contains("EPOLL_CTL_ADD")).collect();
     assert_eq!(added.len(), 4, "{added:#?}");
     assert!(added.iter().all(|line| thread(line) != poller), "{added:#?}");
