@@ -5,8 +5,9 @@
 
 use crate::{Attempt, Result};
 use signal_hook::consts::{SIGINT, SIGTERM};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::net::UdpSocket;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 static REQUESTED: AtomicBool = AtomicBool::new(false);
 
@@ -34,25 +35,21 @@ pub unsafe fn on_signal(wake: impl Fn() + Clone + Send + Sync + 'static) -> Resu
     Ok(())
 }
 
-/// For a loop that waits in a blocking receive: the signal sends `server` an empty datagram. Returns the address that it
-/// will come from. Under a flood the datagram may be dropped, but then the receive does not block: look at [`requested`].
-pub fn by_datagram(server: SocketAddr) -> Result<SocketAddr> {
-    let what = "create the socket that wakes the server";
-    let target = reachable(server);
-    let mut own = target;
-    own.set_port(0);
-    let socket = UdpSocket::bind(own).attempt(what)?;
-    socket.connect(target).attempt(what)?;
-    socket.set_nonblocking(true).attempt(what)?;
-    let address = socket.local_addr().attempt(what)?;
+/// For a loop that waits in a blocking receive, in the one thread of the program: from the signal on, no receive on `socket`
+/// waits. Its handler sets the shortest time limit (SO_RCVTIMEO, socket(7)). A receive that begins later has that limit. One
+/// that waits already is interrupted by the signal, and either fails with EINTR or begins again, as the system likes; then it
+/// has that limit, too. Look at [`requested`] after each receive.
+///
+/// A datagram that the handler sends to the server would do as well, unless it has to queue behind the server's own on a
+/// slow interface.
+pub fn by_time_limit(socket: &UdpSocket) -> Result<()> {
+    // Elsewhere a handler is a thread of its own, which interrupts nobody.
+    #[cfg(not(unix))]
+    socket.set_read_timeout(Some(crate::ledger::DRAIN_DEADLINE)).attempt("limit the time of a receive")?;
+    let socket = socket.try_clone().attempt("duplicate the socket for the signal handler")?;
     let socket = std::sync::Arc::new(socket);
-    // SAFETY: send(2) on a non-blocking socket is safe in a signal handler.
-    unsafe {
-        on_signal(move || {
-            let _ = socket.send(&[]);
-        })
-    }?;
-    Ok(address)
+    // SAFETY: this is setsockopt(2), which is safe in a signal handler.
+    unsafe { on_signal(move || drop(socket.set_read_timeout(Some(Duration::from_micros(1))))) }
 }
 
 /// What [`by_socket`] makes: a local socket, which no interface can hold up, where there are any.
@@ -76,13 +73,20 @@ pub fn by_socket() -> Result<Wakeable> {
 /// See the Unix form.
 #[cfg(not(unix))]
 pub fn by_socket() -> Result<Wakeable> {
-    let what = "create the socket for the stop signal";
-    let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).attempt(what)?;
-    let waker = by_datagram(socket.local_addr().attempt(what)?)?;
-    socket.connect(waker).attempt(what)?;
-    socket.set_nonblocking(true).attempt(what)?;
+    let what = "create the sockets for the stop signal";
+    let socket = || UdpSocket::bind((std::net::Ipv4Addr::LOCALHOST, 0)).attempt(what);
+    let (socket, waker) = (socket()?, socket()?);
+    let address = |socket: &UdpSocket| socket.local_addr().attempt(what);
+    waker.connect(address(&socket)?).attempt(what)?;
+    socket.connect(address(&waker)?).attempt(what)?;
+    for socket in [&socket, &waker] {
+        socket.set_nonblocking(true).attempt(what)?;
+    }
     // From now on nobody else can wake the server; what somebody sent before is dropped.
     while socket.recv(&mut [0]).is_ok() {}
+    let waker = std::sync::Arc::new(waker);
+    // SAFETY: send(2) on a non-blocking socket is safe in a signal handler.
+    unsafe { on_signal(move || drop(waker.send(&[]))) }?;
     Ok(socket)
 }
 
@@ -114,7 +118,9 @@ pub fn in_accept(listener: &std::net::TcpListener) -> Result<()> {
 }
 
 /// Where a server bound to `address` can be reached from this machine.
-fn reachable(mut address: SocketAddr) -> SocketAddr {
+#[cfg(not(target_os = "linux"))]
+fn reachable(mut address: std::net::SocketAddr) -> std::net::SocketAddr {
+    use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
     match address.ip() {
         IpAddr::V4(ip) if ip.is_unspecified() => address.set_ip(Ipv4Addr::LOCALHOST.into()),
         IpAddr::V6(ip) if ip.is_unspecified() => address.set_ip(Ipv6Addr::LOCALHOST.into()),

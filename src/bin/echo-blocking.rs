@@ -4,7 +4,7 @@
 //! Second terminal: nc -u 127.0.0.1 2000
 //! In the trace:    recvfrom and sendto, and nothing else: the receive itself is the wait.
 //! Left out:        waiting for two things at once. So a send that blocks stops the receives (`--queue` has no use
-//!                  here), and the stop signal has to come as a datagram: its handler sends one to the server.
+//!                  here), and the handler of the stop signal has to end the receive: it sets its time limit.
 //! Oldest system:   any that the standard library supports: Linux 3.2, FreeBSD 12, macOS 10.12, Windows 10 or later.
 
 use echo_lab::{Attempt, Echo, Result, cli, ledger::DRAIN_DEADLINE, net, report, stop};
@@ -15,16 +15,14 @@ fn main() -> Result<()> {
     let local = socket.local_addr().attempt("read the bound address")?;
     // A send blocks while the socket's send buffer is full. It must not outlast the time to stop.
     socket.set_write_timeout(Some(DRAIN_DEADLINE)).attempt("limit the time of a send")?;
-    let waker = stop::by_datagram(local)?;
+    stop::by_time_limit(&socket)?;
     let mut echo = Echo::new(&args, local);
     report::listening(local)?;
 
     while !echo.is_done() {
         if let Some(slot) = echo.vacant() {
             let result = socket.recv_from(slot);
-            if !matches!(result, Ok((0, peer)) if peer == waker) {
-                echo.received(result)?;
-            }
+            echo.received(result)?;
         }
         while let Some((datagram, peer)) = echo.front() {
             let result = socket.send_to(datagram, peer);
@@ -33,7 +31,6 @@ fn main() -> Result<()> {
                 break;
             }
         }
-        // The flag counts, not the datagram: under a flood that may be dropped, but then the receive did not block.
         if stop::requested() {
             echo.stop();
         }

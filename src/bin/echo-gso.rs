@@ -48,7 +48,7 @@ fn main() -> Result<()> {
     // A send blocks while the socket's send buffer is full. It must not outlast the time to stop.
     socket.set_write_timeout(Some(DRAIN_DEADLINE)).attempt("limit the time of a send")?;
     setsockopt(&socket, sockopt::UdpGroSegment, &true).attempt("set UDP_GRO, which needs Linux 5.0; try echo-mmsg")?;
-    let waker = stop::by_datagram(local)?;
+    stop::by_time_limit(&socket)?;
     let mut ledger = Ledger::new(&args, local);
     let mut buffer = vec![0; LARGEST];
     let mut control = cmsg_space!(i32);
@@ -59,7 +59,6 @@ fn main() -> Result<()> {
     while !ledger.is_done(piece.count == 0) {
         if piece.count == 0 {
             match receive(&socket, &mut buffer, &mut control) {
-                Ok((0, _, peer)) if peer == waker => {}
                 Ok((len, size, peer)) => {
                     (piece.size, piece.peer) = (size, peer);
                     for start in (0..len.max(1)).step_by(size) {

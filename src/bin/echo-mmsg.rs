@@ -46,9 +46,18 @@ fn main() -> Result<()> {
     let local = socket.local_addr().attempt("read the bound address")?;
     // A send blocks while the socket's send buffer is full. It must not outlast the time to stop.
     socket.set_write_timeout(Some(DRAIN_DEADLINE)).attempt("limit the time of a send")?;
-    let waker = stop::by_datagram(local)?;
     let epoll = epoll.then(|| Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC));
     let epoll = epoll.transpose().attempt("create an epoll instance")?;
+    let _stopped = match &epoll {
+        None => stop::by_time_limit(&socket).map(|()| None)?,
+        Some(epoll) => {
+            let stopped = stop::by_socket()?;
+            // It stays readable. That is reported once.
+            let event = EpollEvent::new(EpollFlags::EPOLLIN | EpollFlags::EPOLLONESHOT, 0);
+            epoll.add(&stopped, event).attempt("register the socket for the stop signal")?;
+            Some(stopped)
+        }
+    };
     let (receive, send) =
         if epoll.is_some() { (libc::MSG_DONTWAIT, libc::MSG_DONTWAIT) } else { (libc::MSG_WAITFORONE, 0) };
     let wait = |interest, limit: Option<Duration>| -> Result<u64> {
@@ -77,8 +86,7 @@ fn main() -> Result<()> {
                 ledger.report.waits += wait(EpollFlags::EPOLLIN, None)?;
             }
             for at in 0..count.max(0) as usize {
-                let (len, peer) = batch.received(at);
-                if (len, peer) != (0, waker) && matches!(ledger.received(Ok((len, peer)))?, Received::Datagram(..)) {
+                if let Received::Datagram(..) = ledger.received(Ok(batch.received(at)))? {
                     batch.keep(at);
                 }
             }

@@ -40,7 +40,7 @@ fn main() -> Result<()> {
     allow_fragments(&socket);
     // A send blocks while the socket's send buffer is full. It must not outlast the time to stop.
     socket.set_write_timeout(Some(DRAIN_DEADLINE)).attempt("limit the time of a send")?;
-    let waker = stop::by_datagram(local)?;
+    stop::by_time_limit(&socket)?;
     let mut ledger = Ledger::new(&args, local);
     let mut buffer = vec![0; LARGEST];
     let mut meta = RecvMeta::default();
@@ -51,7 +51,6 @@ fn main() -> Result<()> {
     while !ledger.is_done(waiting == 0) {
         if waiting == 0 {
             match state.recv((&socket).into(), &mut [IoSliceMut::new(&mut buffer)], slice::from_mut(&mut meta)) {
-                Ok(_) if meta.len == 0 && meta.addr == waker => {}
                 Ok(_) => {
                     // It is that of the whole piece, which may be empty.
                     meta.stride = meta.stride.max(1);

@@ -106,7 +106,8 @@ fn register(
     stopped: &Async<stop::Wakeable>,
     cx: &mut Context<'_>,
 ) -> io::Result<()> {
-    while !stop::requested() && stopped.poll_readable(cx)?.is_ready() {}
+    // Until the loop knows of the stop signal: then the socket stays readable.
+    while echo.timeout().is_none() && stopped.poll_readable(cx)?.is_ready() {}
     while echo.wants_recv() && socket.poll_readable(cx)?.is_ready() {}
     while echo.wants_send() && socket.poll_writable(cx)?.is_ready() {}
     Ok(())

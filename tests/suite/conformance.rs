@@ -28,7 +28,7 @@ pub fn checks(row: &Row) -> Vec<Check> {
 }
 
 /// Flags that change how a server does its work.
-fn forms(row: &Row) -> &'static [&'static str] {
+pub fn forms(row: &Row) -> &'static [&'static str] {
     match row.name {
         "echo-select" | "echo-poll" => &["--drain-limit=64"],
         "echo-epoll-edge" | "echo-mio-edge" => &["--register-per-wait"],

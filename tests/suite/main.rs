@@ -24,6 +24,8 @@ mod segments;
 mod server;
 #[cfg(unix)]
 mod signals;
+#[cfg(target_os = "linux")]
+mod slow;
 mod tcp;
 #[cfg(target_os = "linux")]
 mod tcp_faults;
@@ -171,6 +173,7 @@ fn main() -> ExitCode {
             if row.kind == Kind::Udp {
                 checks.extend(faults::checks(row));
                 checks.extend(segments::checks(row));
+                checks.extend(slow::checks(row));
             }
             if row.kind == Kind::Tcp {
                 checks.extend(tcp_faults::checks(row));
