@@ -296,7 +296,7 @@ pub const ROWS: &[Row] = &[
     },
     calling(
         "recvmsg",
-        "sendto",
+        "sendmsg",
         udp(
             "echo-gso",
             &["gso"],

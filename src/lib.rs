@@ -13,6 +13,7 @@
 //! | [`policy`] | which datagrams get no answer, and which errors concern one peer only |
 //! | [`report`] | counters, the listening line and the summary line |
 //! | [`stream`] | for TCP: the same, with the bytes of each connection in place of the datagrams |
+//! | `control` | for sendmsg: the control data of one datagram |
 //! | `batch` | for recvmmsg and sendmmsg: datagrams with their headers, allocated once |
 //! | `ring` | for io_uring: a ring set up or a sentence why not, and buffers that the kernel picks from |
 //! | `multisocket` | for the probes of that name: a future that counts its polls |
@@ -24,6 +25,8 @@
 pub mod batch;
 pub mod catalog;
 pub mod cli;
+#[cfg(target_os = "linux")]
+pub mod control;
 pub mod echo;
 pub mod ledger;
 #[cfg(feature = "tokio")]

@@ -1,12 +1,12 @@
-//! UDP echo with segmentation offload: one receive takes up to 64 datagrams (128 since Linux 6.9) of one sender and one size,
-//! which the kernel never took apart (UDP_GRO), and one send gives them back as one piece, which it need not cut up
+//! UDP echo with segmentation offload: one receive takes up to 64 datagrams of one sender and one size (128 since Linux
+//! 6.9), which the kernel never took apart (UDP_GRO), and one send gives them back as one piece, which it need not cut up
 //! (UDP_SEGMENT). The network stack is gone through once for all of them: that, not the entry into the kernel, is what
-//! datagrams cost.
+//! datagrams cost. A piece that the kernel refuses to cut, for its path or its interface, is sent one by one.
 //!
 //! Run:             cargo run --bin echo-gso --features gso
 //! Second terminal: nc -u 127.0.0.1 2000, whose datagrams come one by one; scripts/compare --gso echo-gso sends pieces
-//! In the trace:    recvmsg and sendto, one of each for a piece of many datagrams. recvmsg, because the size of the
-//!                  datagrams in it comes as a control message; setsockopt only when that size changes.
+//! In the trace:    recvmsg and sendmsg, one of each for a piece. They carry the size of its datagrams as a control message;
+//!                  a single datagram has none.
 //! Left out:        waiting for two things at once, as in echo-blocking. One piece is held; `--queue` has no use here.
 //! Oldest system:   Linux 5.0, for UDP_GRO; see udp(7).
 
@@ -17,14 +17,17 @@ fn main() -> echo_lab::Result<()> {
 
 #[cfg(target_os = "linux")]
 use {
+    echo_lab::control::Control,
     echo_lab::ledger::{DRAIN_DEADLINE, Ledger, Received, Sent},
     echo_lab::{Attempt, Result, cli, net, report, stop},
     nix::cmsg_space,
     nix::sys::socket::{ControlMessageOwned, MsgFlags, SockaddrStorage, recvmsg, setsockopt, sockopt},
-    std::io::{self, IoSliceMut},
+    socket2::{MsgHdr, SockRef},
+    std::io::{self, IoSlice, IoSliceMut},
     std::net::{SocketAddr, UdpSocket},
     std::ops::Range,
     std::os::fd::AsRawFd,
+    std::sync::Once,
 };
 
 /// A piece is an IP datagram while it is in the kernel: never longer than this.
@@ -38,6 +41,19 @@ struct Piece {
     size: usize,
     peer: SocketAddr,
     count: u64,
+    /// The kernel does not cut it: its datagrams are sent one by one.
+    refused: bool,
+}
+
+#[cfg(target_os = "linux")]
+impl Piece {
+    /// What one send takes: all of its datagrams, or the first.
+    fn front(&self) -> (u64, Range<usize>) {
+        match self.refused {
+            false => (self.count, self.bytes.clone()),
+            true => (1, self.bytes.start..self.bytes.end.min(self.bytes.start + self.size)),
+        }
+    }
 }
 
 #[cfg(target_os = "linux")]
@@ -50,47 +66,27 @@ fn main() -> Result<()> {
     setsockopt(&socket, sockopt::UdpGroSegment, &true).attempt("set UDP_GRO, which needs Linux 5.0; try echo-mmsg")?;
     stop::by_time_limit(&socket)?;
     let mut ledger = Ledger::new(&args, local);
-    let mut buffer = vec![0; LARGEST];
-    let mut control = cmsg_space!(i32);
-    let mut piece = Piece { bytes: 0..0, size: 0, peer: local, count: 0 };
-    let mut cutter = Cutter { segment: 0, works: true };
     report::listening(local)?;
+    serve(&socket, &mut ledger, local)?;
+    ledger.finish(&socket)
+}
 
+#[cfg(target_os = "linux")]
+fn serve(socket: &UdpSocket, ledger: &mut Ledger, local: SocketAddr) -> Result<()> {
+    let (mut buffer, mut control) = (vec![0; LARGEST], cmsg_space!(i32));
+    let mut piece = Piece { bytes: 0..0, size: 1, peer: local, count: 0, refused: false };
     while !ledger.is_done(piece.count == 0) {
         if piece.count == 0 {
-            match receive(&socket, &mut buffer, &mut control) {
-                Ok((len, size, peer)) => {
-                    (piece.size, piece.peer) = (size, peer);
-                    for start in (0..len.max(1)).step_by(size) {
-                        let end = len.min(start + size);
-                        let received = ledger.received(Ok((end - start, peer)))?;
-                        // One sender, and only the last may be shorter: what is refused comes before what is kept.
-                        match received {
-                            Received::Datagram(..) if ledger.to_come() > piece.count => {
-                                piece.bytes = if piece.count == 0 { start..end } else { piece.bytes.start..end };
-                                piece.count += 1;
-                            }
-                            Received::Datagram(..) => ledger.unsent(1),
-                            _ => {}
-                        }
-                    }
-                }
+            match receive(socket, &mut buffer, &mut control) {
+                Ok((len, size, peer)) => piece = judge(ledger, len, size, peer)?,
                 Err(error) => drop(ledger.received(Err(error))?),
             }
         }
         while piece.count > 0 {
-            let (count, bytes) = cutter.next(&socket, &piece);
-            let result = socket.send_to(&buffer[bytes.clone()], piece.peer);
-            if count > 1 && result.as_ref().is_err_and(|error| cutter.refused(error)) {
-                continue;
-            }
-            let sent = result.is_ok();
-            if ledger.sent(result)? == Sent::Over {
-                // The result is that of all of them.
-                let counter = if sent { &mut ledger.report.echoed } else { &mut ledger.report.send_errors };
-                *counter += count - 1;
-                piece.count -= count;
-                piece.bytes.start = bytes.end;
+            let (count, bytes) = piece.front();
+            match send(socket, &piece, count, &buffer[bytes]) {
+                Err(error) if count > 1 && cannot_cut(&error, piece.peer) => piece.refused = true,
+                result => sent(ledger, &mut piece, count, result)?,
             }
             if stop::requested() {
                 break;
@@ -101,7 +97,7 @@ fn main() -> Result<()> {
         }
     }
     ledger.unsent(piece.count as usize);
-    ledger.finish(&socket)
+    Ok(())
 }
 
 /// One piece: its length, that of each of its datagrams but the last, and their sender.
@@ -121,48 +117,63 @@ fn receive(socket: &UdpSocket, buffer: &mut [u8], control: &mut [u8]) -> io::Res
     Ok((message.bytes, size.unwrap_or(message.bytes).max(1), peer))
 }
 
-/// The option that makes the kernel cut what is sent.
+/// What of a piece is to be sent back. All of it has one sender, and only the last datagram may be shorter: what is refused
+/// comes before what is kept.
 #[cfg(target_os = "linux")]
-struct Cutter {
-    /// What UDP_SEGMENT says now; 0 for not at all.
-    segment: usize,
-    works: bool,
+fn judge(ledger: &mut Ledger, len: usize, size: usize, peer: SocketAddr) -> Result<Piece> {
+    let mut piece = Piece { bytes: 0..0, size, peer, count: 0, refused: false };
+    for start in (0..len.max(1)).step_by(size) {
+        let end = len.min(start + size);
+        let received = ledger.received(Ok((end - start, peer)))?;
+        match received {
+            Received::Datagram(..) if ledger.to_come() > piece.count => {
+                piece.bytes = if piece.count == 0 { start..end } else { piece.bytes.start..end };
+                piece.count += 1;
+            }
+            Received::Datagram(..) => ledger.unsent(1),
+            _ => {}
+        }
+    }
+    Ok(piece)
 }
 
+/// Sends `count` datagrams of the piece. Only where there are several has the kernel something to cut.
 #[cfg(target_os = "linux")]
-impl Cutter {
-    /// What one send can take of the piece: all of its datagrams, or the first.
-    fn next(&mut self, socket: &UdpSocket, piece: &Piece) -> (u64, Range<usize>) {
-        let first = piece.bytes.start..piece.bytes.end.min(piece.bytes.start + piece.size);
-        if piece.count > 1 && self.works && self.set(socket, piece.size) {
-            return (piece.count, piece.bytes.clone());
-        }
-        // It would cut a single datagram as well, if that is longer.
-        if first.len() > self.segment && self.segment > 0 {
-            self.set(socket, 0);
-        }
-        (1, first)
+fn send(socket: &UdpSocket, piece: &Piece, count: u64, bytes: &[u8]) -> io::Result<usize> {
+    let mut control = Control::default();
+    if count > 1 {
+        // It fits: the piece is an IP datagram.
+        control.push_segment(piece.size as u16);
     }
+    let (peer, vectors) = (piece.peer.into(), [IoSlice::new(bytes)]);
+    let message = MsgHdr::new().with_addr(&peer).with_buffers(&vectors).with_control(control.bytes());
+    SockRef::from(socket).sendmsg(&message, 0)
+}
 
-    fn set(&mut self, socket: &UdpSocket, segment: usize) -> bool {
-        if segment != self.segment {
-            match setsockopt(socket, sockopt::UdpGsoSegment, &(segment as i32)) {
-                Ok(()) => self.segment = segment,
-                Err(error) => return !self.refused(&error.into()),
-            }
-        }
-        true
+/// The result of a send is that of all datagrams in it.
+#[cfg(target_os = "linux")]
+fn sent(ledger: &mut Ledger, piece: &mut Piece, count: u64, result: io::Result<usize>) -> Result<()> {
+    let good = result.is_ok();
+    if ledger.sent(result)? == Sent::Over {
+        let counter = if good { &mut ledger.report.echoed } else { &mut ledger.report.send_errors };
+        *counter += count - 1;
+        piece.bytes.start = piece.front().1.end;
+        piece.count -= count;
     }
+    Ok(())
+}
 
-    /// Whether the kernel (EINVAL) or the interface (EIO: no checksum offload) cannot cut: from now on one by one.
-    fn refused(&mut self, error: &io::Error) -> bool {
-        let refused = [Some(libc::EIO), Some(libc::EINVAL)].contains(&error.raw_os_error());
-        if refused && self.works {
-            report::log_line(format_args!(
-                "warning: no segmentation offload here ({error}): datagrams are sent one by one"
-            ));
-            self.works = false;
-        }
-        refused
+/// Whether a piece was refused because it is one. That concerns the way to its peer: the path takes no datagrams of this size
+/// (EMSGSIZE, on older kernels EINVAL), the interface has no checksum offload, or IPsec is on the way (EIO). The next piece
+/// may go another way: offload is tried again for each, and a refusal is said once.
+#[cfg(target_os = "linux")]
+fn cannot_cut(error: &io::Error, peer: SocketAddr) -> bool {
+    static SAID: Once = Once::new();
+    let refused = [libc::EMSGSIZE, libc::EINVAL, libc::EIO].map(Some).contains(&error.raw_os_error());
+    if refused {
+        let warn =
+            || report::log_line(format_args!("warning: no segmentation offload to {peer} ({error}): sent one by one"));
+        SAID.call_once(warn);
     }
+    refused
 }

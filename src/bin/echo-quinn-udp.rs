@@ -1,12 +1,16 @@
 //! UDP echo with segmentation offload as a QUIC stack has it: the offloads of echo-gso through the crate quinn-udp, which
-//! hides the socket options and control messages (`RecvMeta::stride`, `Transmit::segment_size`), and falls back by itself.
+//! hides the socket options and control messages (`RecvMeta::stride`, `Transmit::segment_size`).
 //!
 //! Run:             cargo run --bin echo-quinn-udp --features quinn-udp
 //! Second terminal: nc -u 127.0.0.1 2000, whose datagrams come one by one; scripts/compare --gso echo-quinn-udp sends pieces
 //! In the trace:    recvmmsg and sendmsg, one of each for a piece of many datagrams. Each receive also says what QUIC
 //!                  wants to know: the address it was sent to, and the congestion mark. Datagrams one by one pay for it.
 //! Left out:        waiting for two things at once, as in echo-blocking; several pieces in one recvmmsg, for which the crate
-//!                  wants a socket that does not block, and somebody else to wait. `--queue` has no use here.
+//!                  wants a socket that does not block, and somebody else to wait. `--queue` has no use here. What the crate
+//!                  makes of a refused piece: after EIO or EINVAL it says that no peer gets pieces any more
+//!                  (`max_gso_segments` is 1), and QUIC never sends more than the path takes. Here that error concerns one
+//!                  path, as EMSGSIZE does: the piece is sent one by one, the next one is tried again. After EINVAL the crate
+//!                  first sends again by itself, without the congestion mark, which it leaves out from then on.
 //! Oldest system:   Linux 5.0, for UDP_GRO; see udp(7). The crate itself works on others, too.
 
 #[cfg(not(target_os = "linux"))]
@@ -19,15 +23,37 @@ use {
     echo_lab::ledger::{DRAIN_DEADLINE, Ledger, Received, Sent},
     echo_lab::{Attempt, Result, cli, net, report, stop},
     quinn_udp::{RecvMeta, Transmit, UdpSocketState},
-    std::io::IoSliceMut,
-    std::net::UdpSocket,
+    std::io::{self, IoSliceMut},
+    std::net::{SocketAddr, UdpSocket},
+    std::ops::Range,
     std::os::fd::AsRawFd,
     std::slice,
+    std::sync::Once,
 };
 
 /// A piece is an IP datagram while it is in the kernel: never longer than this.
 #[cfg(target_os = "linux")]
 const LARGEST: usize = 65535;
+
+/// Datagrams that wait to be sent: a part of the buffer, cut every `size` bytes; the last may be shorter.
+#[cfg(target_os = "linux")]
+struct Piece {
+    bytes: Range<usize>,
+    size: usize,
+    peer: SocketAddr,
+    count: u64,
+    /// The most that one send takes.
+    most: u64,
+}
+
+#[cfg(target_os = "linux")]
+impl Piece {
+    /// What one send takes.
+    fn front(&self) -> (u64, Range<usize>) {
+        let count = self.count.min(self.most);
+        (count, self.bytes.start..self.bytes.end.min(self.bytes.start + count as usize * self.size))
+    }
+}
 
 #[cfg(target_os = "linux")]
 fn main() -> Result<()> {
@@ -42,61 +68,35 @@ fn main() -> Result<()> {
     socket.set_write_timeout(Some(DRAIN_DEADLINE)).attempt("limit the time of a send")?;
     stop::by_time_limit(&socket)?;
     let mut ledger = Ledger::new(&args, local);
-    let mut buffer = vec![0; LARGEST];
-    let mut meta = RecvMeta::default();
-    // What waits to be sent: a part of the buffer, cut every `stride` bytes; the last datagram may be shorter.
-    let (mut bytes, mut waiting) = (0..0, 0);
     report::listening(local)?;
+    serve(&socket, &state, &mut ledger, local)?;
+    ledger.finish(&socket)
+}
 
-    while !ledger.is_done(waiting == 0) {
-        if waiting == 0 {
-            match state.recv((&socket).into(), &mut [IoSliceMut::new(&mut buffer)], slice::from_mut(&mut meta)) {
-                Ok(_) => {
-                    // It is that of the whole piece, which may be empty.
-                    meta.stride = meta.stride.max(1);
-                    for start in (0..meta.len.max(1)).step_by(meta.stride) {
-                        let end = meta.len.min(start + meta.stride);
-                        let received = ledger.received(Ok((end - start, meta.addr)))?;
-                        // One sender, and only the last may be shorter: what is refused comes before what is kept.
-                        match received {
-                            Received::Datagram(..) if ledger.to_come() > waiting => {
-                                bytes = if waiting == 0 { start..end } else { bytes.start..end };
-                                waiting += 1;
-                            }
-                            Received::Datagram(..) => ledger.unsent(1),
-                            _ => {}
-                        }
-                    }
-                }
+#[cfg(target_os = "linux")]
+fn serve(socket: &UdpSocket, state: &UdpSocketState, ledger: &mut Ledger, local: SocketAddr) -> Result<()> {
+    let (mut buffer, mut meta) = (vec![0; LARGEST], RecvMeta::default());
+    let most = state.max_gso_segments() as u64;
+    let mut piece = Piece { bytes: 0..0, size: 1, peer: local, count: 0, most };
+    while !ledger.is_done(piece.count == 0) {
+        if piece.count == 0 {
+            match state.recv(socket.into(), &mut [IoSliceMut::new(&mut buffer)], slice::from_mut(&mut meta)) {
+                Ok(_) => piece = judge(ledger, &meta, most)?,
                 Err(error) => drop(ledger.received(Err(error))?),
             }
         }
-        while waiting > 0 {
-            let most = state.max_gso_segments();
-            let count = waiting.min(most as u64);
-            let end = bytes.end.min(bytes.start + count as usize * meta.stride);
+        while piece.count > 0 {
+            let (count, bytes) = piece.front();
             let transmit = Transmit {
-                destination: meta.addr,
+                destination: piece.peer,
                 ecn: None,
-                contents: &buffer[bytes.start..end],
-                segment_size: (count > 1).then_some(meta.stride),
+                contents: &buffer[bytes],
+                segment_size: (count > 1).then_some(piece.size),
                 src_ip: None,
             };
-            let result = state.try_send((&socket).into(), &transmit);
-            if let (Err(error), true) = (&result, state.max_gso_segments() < most) {
-                // The kernel (EINVAL) or the interface (EIO: no checksum offload) cannot cut, and the crate has noticed.
-                report::log_line(format_args!(
-                    "warning: no segmentation offload here ({error}): datagrams are sent one by one"
-                ));
-                continue;
-            }
-            let sent = result.is_ok();
-            if ledger.sent(result.map(|()| transmit.contents.len()))? == Sent::Over {
-                // The result is that of all of them.
-                let counter = if sent { &mut ledger.report.echoed } else { &mut ledger.report.send_errors };
-                *counter += count - 1;
-                waiting -= count;
-                bytes.start = end;
+            match state.try_send(socket.into(), &transmit) {
+                Err(error) if count > 1 && cannot_cut(&error, piece.peer) => piece.most = 1,
+                result => sent(ledger, &mut piece, count, result)?,
             }
             if stop::requested() {
                 break;
@@ -106,8 +106,58 @@ fn main() -> Result<()> {
             ledger.stop();
         }
     }
-    ledger.unsent(waiting as usize);
-    ledger.finish(&socket)
+    ledger.unsent(piece.count as usize);
+    Ok(())
+}
+
+/// What of a piece is to be sent back. All of it has one sender, and only the last datagram may be shorter: what is refused
+/// comes before what is kept.
+#[cfg(target_os = "linux")]
+fn judge(ledger: &mut Ledger, meta: &RecvMeta, most: u64) -> Result<Piece> {
+    // It is that of the whole piece, which may be empty.
+    let (len, size, peer) = (meta.len, meta.stride.max(1), meta.addr);
+    let mut piece = Piece { bytes: 0..0, size, peer, count: 0, most };
+    for start in (0..len.max(1)).step_by(size) {
+        let end = len.min(start + size);
+        let received = ledger.received(Ok((end - start, peer)))?;
+        match received {
+            Received::Datagram(..) if ledger.to_come() > piece.count => {
+                piece.bytes = if piece.count == 0 { start..end } else { piece.bytes.start..end };
+                piece.count += 1;
+            }
+            Received::Datagram(..) => ledger.unsent(1),
+            _ => {}
+        }
+    }
+    Ok(piece)
+}
+
+/// The result of a send is that of all datagrams in it.
+#[cfg(target_os = "linux")]
+fn sent(ledger: &mut Ledger, piece: &mut Piece, count: u64, result: io::Result<()>) -> Result<()> {
+    let good = result.is_ok();
+    if ledger.sent(result.map(|()| 0))? == Sent::Over {
+        let counter = if good { &mut ledger.report.echoed } else { &mut ledger.report.send_errors };
+        *counter += count - 1;
+        piece.bytes.start = piece.front().1.end;
+        piece.count -= count;
+    }
+    Ok(())
+}
+
+/// Whether a piece was refused because it is one. That concerns the way to its peer: the path takes no datagrams of this size
+/// (EMSGSIZE, on older kernels EINVAL), the interface has no checksum offload, or IPsec is on the way (EIO). The next piece
+/// may go another way: offload is tried again for each, and a refusal is said once.
+#[cfg(target_os = "linux")]
+fn cannot_cut(error: &io::Error, peer: SocketAddr) -> bool {
+    static SAID: Once = Once::new();
+    let refused = [libc::EMSGSIZE, libc::EINVAL, libc::EIO].map(Some).contains(&error.raw_os_error());
+    if refused {
+        let warn =
+            || report::log_line(format_args!("warning: no segmentation offload to {peer} ({error}): sent one by one"));
+        SAID.call_once(warn);
+    }
+    refused
 }
 
 /// Datagrams longer than the interface takes are sent in fragments again, as on any other socket: ip(7), ipv6(7). One of the
