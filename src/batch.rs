@@ -1,44 +1,70 @@
 //! Memory for recvmmsg(2) and sendmmsg(2): datagrams, each with its header. The calls are the example's.
 
+use crate::control::Control;
 use crate::policy::NOBODY;
 use libc::{iovec, mmsghdr};
 use socket2::{SockAddr, SockAddrStorage};
 use std::net::SocketAddr;
+use std::ptr::{NonNull, null_mut};
 
 /// A batch is first received, then sent, then vacant again. Everything is allocated once, and nothing is copied: what was
-/// received is sent from where it lies.
+/// received is sent from where it lies. On a wildcard address each answer comes from the address that was asked.
 pub struct Batch {
     slot_size: usize,
     headers: Vec<mmsghdr>,
     /// Of the headers, those from `sent` to `kept` wait to be sent.
     kept: usize,
     sent: usize,
-    // The headers point to these, and the vectors into the bytes. None of the four is ever resized.
-    _vectors: Vec<iovec>,
-    _names: Vec<SockAddrStorage>,
-    _bytes: Vec<u8>,
+    /// Whether the kernel says where a datagram was sent to.
+    wildcard: bool,
+    // The headers point to the slots, and the slots to the bytes. So there is no reference to either, which would claim them
+    // for itself: all go by the pointers that the two allocations were first known by.
+    slots: NonNull<[Slot]>,
+    bytes: NonNull<[u8]>,
+}
+
+/// What a header points to.
+struct Slot {
+    vector: iovec,
+    name: SockAddrStorage,
+    control: Control,
 }
 
 // SAFETY: all that the headers point to belongs to the batch, and moves with it.
 unsafe impl Send for Batch {}
 
+impl Drop for Batch {
+    fn drop(&mut self) {
+        // SAFETY: both come from a box, and nobody uses the headers any more.
+        unsafe { (drop(Box::from_raw(self.slots.as_ptr())), drop(Box::from_raw(self.bytes.as_ptr()))) };
+    }
+}
+
 impl Batch {
-    /// Up to `count` datagrams of up to `slot_size` bytes.
-    pub fn new(count: usize, slot_size: usize) -> Self {
-        let mut bytes = vec![0u8; count * slot_size];
-        let mut names: Vec<_> = (0..count).map(|_| SockAddrStorage::zeroed()).collect();
-        let slots = bytes.chunks_exact_mut(slot_size);
-        let mut vectors: Vec<_> =
-            slots.map(|slot| iovec { iov_base: slot.as_mut_ptr().cast(), iov_len: slot_size }).collect();
-        let header = |(vector, name): (&mut iovec, &mut SockAddrStorage)| {
-            // SAFETY: all zeroes is a valid mmsghdr: no name, no vectors, no control data.
-            let mut header: mmsghdr = unsafe { std::mem::zeroed() };
-            (header.msg_hdr.msg_iov, header.msg_hdr.msg_iovlen) = (vector, 1);
-            header.msg_hdr.msg_name = (name as *mut SockAddrStorage).cast();
-            header
+    /// Up to `count` datagrams of up to `slot_size` bytes, for a server on `local`, whose socket has been through
+    /// [`crate::control::ask_for_destination`].
+    pub fn new(count: usize, slot_size: usize, local: SocketAddr) -> Self {
+        let slot = |_| Slot {
+            vector: iovec { iov_base: null_mut(), iov_len: 0 },
+            name: SockAddrStorage::zeroed(),
+            control: Control::default(),
         };
-        let headers = vectors.iter_mut().zip(&mut names).map(header).collect();
-        Self { slot_size, headers, kept: 0, sent: 0, _vectors: vectors, _names: names, _bytes: bytes }
+        let slots = NonNull::from(Box::leak((0..count).map(slot).collect::<Box<[_]>>()));
+        let bytes = NonNull::from(Box::leak(vec![0; count * slot_size].into_boxed_slice()));
+        let header = |at| {
+            // SAFETY: all zeroes is a valid mmsghdr: no name, no vectors, no control data. `at` is less than `count`.
+            unsafe {
+                let mut header: mmsghdr = std::mem::zeroed();
+                let slot = slots.as_ptr().cast::<Slot>().add(at);
+                (*slot).vector.iov_base = bytes.as_ptr().cast::<u8>().add(at * slot_size).cast();
+                (header.msg_hdr.msg_iov, header.msg_hdr.msg_iovlen) = (&raw mut (*slot).vector, 1);
+                header.msg_hdr.msg_name = (&raw mut (*slot).name).cast();
+                header.msg_hdr.msg_control = (&raw mut (*slot).control).cast();
+                header
+            }
+        };
+        let headers = (0..count).map(header).collect();
+        Self { slot_size, headers, kept: 0, sent: 0, wildcard: local.ip().is_unspecified(), slots, bytes }
     }
 
     /// Nothing waits to be sent.
@@ -54,6 +80,9 @@ impl Batch {
             header.msg_hdr.msg_namelen = size_of::<SockAddrStorage>() as u32;
             // SAFETY: it points to a vector of this batch, which nothing else borrows.
             unsafe { (*header.msg_hdr.msg_iov).iov_len = self.slot_size };
+            if self.wildcard {
+                header.msg_hdr.msg_controllen = control(header).room().len() as _;
+            }
         }
         &mut self.headers[..count]
     }
@@ -72,6 +101,14 @@ impl Batch {
         let header = &mut self.headers[at];
         // SAFETY: as in `vacant`.
         unsafe { (*header.msg_hdr.msg_iov).iov_len = header.msg_len as usize };
+        if self.wildcard {
+            let control = control(header);
+            let asked = control.destination();
+            control.clear();
+            asked.into_iter().for_each(|ip| control.push_source(ip));
+            let len = control.bytes().len();
+            header.msg_hdr.msg_controllen = len as _;
+        }
         self.headers.swap(self.kept, at);
         self.kept += 1;
     }
@@ -92,6 +129,12 @@ impl Batch {
     }
 }
 
+/// The control data that one of a batch's headers points to.
+fn control(header: &mut mmsghdr) -> &mut Control {
+    // SAFETY: the batch made it point there, and nothing else borrows it. The bytes, of which the kernel knows, come first.
+    unsafe { &mut *header.msg_hdr.msg_control.cast::<Control>() }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -104,7 +147,7 @@ mod tests {
         let server = UdpSocket::bind("127.0.0.1:0").unwrap();
         let client = UdpSocket::bind("127.0.0.1:0").unwrap();
         client.connect(server.local_addr().unwrap()).unwrap();
-        let mut batch = Batch::new(8, 16);
+        let mut batch = Batch::new(8, 16, server.local_addr().unwrap());
         for round in 0..3u8 {
             (0..6u8).for_each(|number| assert_eq!(client.send(&[round, number]).unwrap(), 2));
             let headers = batch.vacant(u64::MAX);

@@ -115,6 +115,15 @@ pub enum Messages {
     AfterLines,
 }
 
+/// Which of a machine's addresses answers, if a server is bound to all of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Answers {
+    /// The one that was asked.
+    FromAsked,
+    /// The one that the route to the peer picks: the interface that the server shows does not tell which one was asked.
+    FromRoute,
+}
+
 /// One binary.
 #[derive(Clone, Copy, Debug)]
 pub struct Row {
@@ -132,6 +141,8 @@ pub struct Row {
     pub calls: Option<Calls>,
     /// What it allocates after its start, for a server.
     pub allocations: Allocations,
+    /// Which address answers on a wildcard address, for a server.
+    pub answers: Answers,
     /// What it holds of each connection, for a TCP server.
     pub held: Held,
     /// Whether a TCP server reads until nothing is left. One that takes a read of less than it asked for as the last leaves
@@ -353,6 +364,7 @@ pub const ROWS: &[Row] = &[
     Row {
         kind: Kind::Xdp,
         calls: None,
+        answers: Answers::FromAsked,
         ..udp(
             "echo-xdp",
             &["xdp"],
@@ -541,6 +553,15 @@ pub const ROWS: &[Row] = &[
     },
     Row { systems: Systems::Linux, ..probe("probe-icmp", &[], true, "Who hears that nobody listens?") },
     Row {
+        systems: Systems::Linux,
+        ..probe(
+            "probe-wildcard-source",
+            &["gso"],
+            cfg!(feature = "gso"),
+            "Which of its addresses does a server answer from that listens on all of them?",
+        )
+    },
+    Row {
         trace_flags: &["--burst", "2"],
         ..probe(
             "probe-coop",
@@ -595,6 +616,7 @@ const fn udp(
         systems,
         calls,
         allocations,
+        answers: Answers::FromRoute,
         held,
         reads_all,
         modes,
@@ -615,21 +637,22 @@ const fn tcp(
     shows: &'static str,
 ) -> Row {
     let held = Held { fixed: 2048, idle: 0, silent: 1, messages: 0 };
-    Row { kind: Kind::Tcp, held, takes_sockets: false, ..udp(name, features, built, systems, wait, per_echo, shows) }
+    let row = udp(name, features, built, systems, wait, per_echo, shows);
+    Row { kind: Kind::Tcp, answers: Answers::FromAsked, held, takes_sockets: false, ..row }
 }
 
-/// With calls of its own, and without `--sockets`.
+/// With calls of its own, which carry control data, and without `--sockets`.
 const fn calling(recv: &'static str, send: &'static str, row: Row) -> Row {
     let calls = match row.calls {
         Some(calls) => Some(Calls { recv, send, ..calls }),
         None => None,
     };
-    Row { calls, takes_sockets: false, ..row }
+    Row { calls, answers: Answers::FromAsked, takes_sockets: false, ..row }
 }
 
 /// With operations of an io_uring in place of system calls.
 const fn ringing(row: Row) -> Row {
-    calling(RING, RING, row)
+    Row { answers: row.answers, ..calling(RING, RING, row) }
 }
 
 const fn probe(name: &'static str, features: &'static [&'static str], built: bool, shows: &'static str) -> Row {

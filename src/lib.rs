@@ -13,7 +13,7 @@
 //! | [`policy`] | which datagrams get no answer, and which errors concern one peer only |
 //! | [`report`] | counters, the listening line and the summary line |
 //! | [`stream`] | for TCP: the same, with the bytes of each connection in place of the datagrams |
-//! | `control` | for sendmsg: the control data of one datagram |
+//! | `control` | for recvmsg and sendmsg: control data, such as the address that a datagram was sent to |
 //! | `batch` | for recvmmsg and sendmmsg: datagrams with their headers, allocated once |
 //! | `ring` | for io_uring: a ring set up or a sentence why not, and buffers that the kernel picks from |
 //! | `multisocket` | for the probes of that name: a future that counts its polls |

@@ -5,6 +5,7 @@
 //! In the trace:    recvfrom and sendto, and nothing else: the receive itself is the wait.
 //! Left out:        waiting for two things at once. So a send that blocks stops the receives (`--queue` has no use
 //!                  here), and the handler of the stop signal has to end the receive: it sets its time limit.
+//!                  On a wildcard address the route, not the client, picks the address that answers: probe-wildcard-source.
 //! Oldest system:   any that the standard library supports: Linux 3.2, FreeBSD 12, macOS 10.12, Windows 10 or later.
 
 use echo_lab::{Attempt, Echo, Result, cli, ledger::DRAIN_DEADLINE, net, report, stop};

@@ -9,6 +9,7 @@
 //! Left out:        links between operations, which this runtime does not offer. Of two sends under way the second might
 //!                  overtake the first, so there is one at a time for each sender. `--depth` takes the place of `--queue`.
 //!                  compio allocates for each send, and panics if the ring itself becomes unusable.
+//!                  On a wildcard address the route, not the client, picks the address that answers: probe-wildcard-source.
 //! Oldest system:   Linux 6.1, for DEFER_TASKRUN.
 
 #[cfg(not(target_os = "linux"))]

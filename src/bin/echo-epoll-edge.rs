@@ -7,6 +7,7 @@
 //!                  many datagrams. EPOLLOUT is asked for only while something waits to be sent. With
 //!                  --register-per-wait EPOLL_CTL_ADD and _DEL around each wait: see METHODOLOGY.md for what that spares.
 //! Left out:        a fair share for other sockets: DRAIN_LIMIT only keeps a flood from hiding the stop signal.
+//!                  On a wildcard address the route, not the client, picks the address that answers: probe-wildcard-source.
 //! Oldest system:   Linux 3.2, which the standard library needs; epoll is older, and so is signalfd, by which the stop
 //!                  signal is one more readable descriptor.
 

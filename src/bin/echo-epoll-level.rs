@@ -5,6 +5,7 @@
 //! In the trace:    epoll_wait, recvfrom, sendto for each echo; no EPOLLET; epoll_ctl(EPOLL_CTL_MOD) only when the
 //!                  interest changes: EPOLLOUT is asked for only while something waits to be sent.
 //! Left out:        draining. A wait for each datagram is simple, and a third system call for each.
+//!                  On a wildcard address the route, not the client, picks the address that answers: probe-wildcard-source.
 //! Oldest system:   Linux 3.2, which the standard library needs; epoll is older, and so is signalfd, by which the stop
 //!                  signal is one more readable descriptor.
 

@@ -6,7 +6,7 @@
 //! Run:             cargo run --bin echo-gso --features gso
 //! Second terminal: nc -u 127.0.0.1 2000, whose datagrams come one by one; scripts/compare --gso echo-gso sends pieces
 //! In the trace:    recvmsg and sendmsg, one of each for a piece. They carry the size of its datagrams as a control message;
-//!                  a single datagram has none.
+//!                  a single datagram has none. With --bind 0.0.0.0:2000 another one carries the address that was asked.
 //! Left out:        waiting for two things at once, as in echo-blocking. One piece is held; `--queue` has no use here.
 //! Oldest system:   Linux 5.0, for UDP_GRO; see udp(7).
 
@@ -17,14 +17,14 @@ fn main() -> echo_lab::Result<()> {
 
 #[cfg(target_os = "linux")]
 use {
-    echo_lab::control::Control,
+    echo_lab::control::{self, Control},
     echo_lab::ledger::{DRAIN_DEADLINE, Ledger, Received, Sent},
+    echo_lab::policy::NOBODY,
     echo_lab::{Attempt, Result, cli, net, report, stop},
-    nix::cmsg_space,
-    nix::sys::socket::{ControlMessageOwned, MsgFlags, SockaddrStorage, recvmsg, setsockopt, sockopt},
+    nix::sys::socket::{MsgFlags, SockaddrStorage, recvmsg, setsockopt, sockopt},
     socket2::{MsgHdr, SockRef},
     std::io::{self, IoSlice, IoSliceMut},
-    std::net::{SocketAddr, UdpSocket},
+    std::net::{IpAddr, SocketAddr, UdpSocket},
     std::ops::Range,
     std::os::fd::AsRawFd,
     std::sync::Once,
@@ -40,6 +40,8 @@ struct Piece {
     bytes: Range<usize>,
     size: usize,
     peer: SocketAddr,
+    /// Which address was asked, and is to answer; `None`: the only one.
+    asked: Option<IpAddr>,
     count: u64,
     /// The kernel does not cut it: its datagrams are sent one by one.
     refused: bool,
@@ -64,21 +66,22 @@ fn main() -> Result<()> {
     // A send blocks while the socket's send buffer is full. It must not outlast the time to stop.
     socket.set_write_timeout(Some(DRAIN_DEADLINE)).attempt("limit the time of a send")?;
     setsockopt(&socket, sockopt::UdpGroSegment, &true).attempt("set UDP_GRO, which needs Linux 5.0; try echo-mmsg")?;
+    control::ask_for_destination(&socket, local)?;
     stop::by_time_limit(&socket)?;
     let mut ledger = Ledger::new(&args, local);
     report::listening(local)?;
-    serve(&socket, &mut ledger, local)?;
+    serve(&socket, &mut ledger)?;
     ledger.finish(&socket)
 }
 
 #[cfg(target_os = "linux")]
-fn serve(socket: &UdpSocket, ledger: &mut Ledger, local: SocketAddr) -> Result<()> {
-    let (mut buffer, mut control) = (vec![0; LARGEST], cmsg_space!(i32));
-    let mut piece = Piece { bytes: 0..0, size: 1, peer: local, count: 0, refused: false };
+fn serve(socket: &UdpSocket, ledger: &mut Ledger) -> Result<()> {
+    let mut buffer = vec![0; LARGEST];
+    let mut piece = Piece { bytes: 0..0, size: 1, peer: NOBODY, asked: None, count: 0, refused: false };
     while !ledger.is_done(piece.count == 0) {
         if piece.count == 0 {
-            match receive(socket, &mut buffer, &mut control) {
-                Ok((len, size, peer)) => piece = judge(ledger, len, size, peer)?,
+            match receive(socket, &mut buffer) {
+                Ok(received) => piece = judge(ledger, received)?,
                 Err(error) => drop(ledger.received(Err(error))?),
             }
         }
@@ -100,31 +103,29 @@ fn serve(socket: &UdpSocket, ledger: &mut Ledger, local: SocketAddr) -> Result<(
     Ok(())
 }
 
-/// One piece: its length, that of each of its datagrams but the last, and their sender.
+/// One piece, of which nothing has been judged.
 #[cfg(target_os = "linux")]
-fn receive(socket: &UdpSocket, buffer: &mut [u8], control: &mut [u8]) -> io::Result<(usize, usize, SocketAddr)> {
-    let mut vectors = [IoSliceMut::new(buffer)];
-    let message = recvmsg::<SockaddrStorage>(socket.as_raw_fd(), &mut vectors, Some(control), MsgFlags::empty())?;
-    let size = message.cmsgs()?.find_map(|control| match control {
-        ControlMessageOwned::UdpGroSegments(size) => usize::try_from(size).ok(),
-        _ => None,
-    });
-    let address = message.address.as_ref();
+fn receive(socket: &UdpSocket, buffer: &mut [u8]) -> io::Result<Piece> {
+    let (mut vectors, mut control) = ([IoSliceMut::new(buffer)], Control::default());
+    let (fd, flags) = (socket.as_raw_fd(), MsgFlags::empty());
+    let message = recvmsg::<SockaddrStorage>(fd, &mut vectors, Some(control.room()), flags)?;
+    let (len, address) = (message.bytes, message.address.as_ref());
     let v4 = address.and_then(|address| address.as_sockaddr_in()).map(|v4| SocketAddr::V4((*v4).into()));
     let v6 = address.and_then(|address| address.as_sockaddr_in6()).map(|v6| SocketAddr::V6((*v6).into()));
     let peer = v4.or(v6).ok_or(io::ErrorKind::InvalidData)?;
-    // Without the message the piece is one datagram, which may be empty.
-    Ok((message.bytes, size.unwrap_or(message.bytes).max(1), peer))
+    // Without that message the piece is one datagram, which may be empty.
+    let size = control.segment().unwrap_or(len).max(1);
+    Ok(Piece { bytes: 0..len, size, peer, asked: control.destination(), count: 0, refused: false })
 }
 
-/// What of a piece is to be sent back. All of it has one sender, and only the last datagram may be shorter: what is refused
+/// Keeps what is to be sent back. All of a piece has one sender, and only the last datagram may be shorter: what is refused
 /// comes before what is kept.
 #[cfg(target_os = "linux")]
-fn judge(ledger: &mut Ledger, len: usize, size: usize, peer: SocketAddr) -> Result<Piece> {
-    let mut piece = Piece { bytes: 0..0, size, peer, count: 0, refused: false };
+fn judge(ledger: &mut Ledger, mut piece: Piece) -> Result<Piece> {
+    let (len, size) = (piece.bytes.end, piece.size);
     for start in (0..len.max(1)).step_by(size) {
         let end = len.min(start + size);
-        let received = ledger.received(Ok((end - start, peer)))?;
+        let received = ledger.received(Ok((end - start, piece.peer)))?;
         match received {
             Received::Datagram(..) if ledger.to_come() > piece.count => {
                 piece.bytes = if piece.count == 0 { start..end } else { piece.bytes.start..end };
@@ -144,6 +145,9 @@ fn send(socket: &UdpSocket, piece: &Piece, count: u64, bytes: &[u8]) -> io::Resu
     if count > 1 {
         // It fits: the piece is an IP datagram.
         control.push_segment(piece.size as u16);
+    }
+    if let Some(ip) = piece.asked {
+        control.push_source(ip);
     }
     let (peer, vectors) = (piece.peer.into(), [IoSlice::new(bytes)]);
     let message = MsgHdr::new().with_addr(&peer).with_buffers(&vectors).with_control(control.bytes());

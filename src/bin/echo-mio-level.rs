@@ -7,6 +7,7 @@
 //!                  an epoll_wait with timeout 0: what is left in the socket waits, and other sources get their turn.
 //! Left out:        the ways to get it from the system: reregistering before each poll (mio promises nothing), or a
 //!                  crate with level-triggered mode.
+//!                  On a wildcard address the route, not the client, picks the address that answers: probe-wildcard-source.
 //! Oldest system:   what mio supports: Linux, the BSDs, macOS, Windows and others.
 
 use echo_lab::{Attempt, Echo, Progress, Result, cli, net, report, stop};

@@ -19,7 +19,7 @@ use {
     clap::Args,
     echo_lab::batch::Batch,
     echo_lab::ledger::{DRAIN_DEADLINE, Ledger, Received, Sent},
-    echo_lab::{Attempt, Result, cli, net, report, stop},
+    echo_lab::{Attempt, Result, cli, control, net, report, stop},
     nix::errno::Errno,
     nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout},
     std::io,
@@ -44,6 +44,7 @@ fn main() -> Result<()> {
     let socket = net::bind(&args)?;
     let fd = socket.as_raw_fd();
     let local = socket.local_addr().attempt("read the bound address")?;
+    control::ask_for_destination(&socket, local)?;
     // A send blocks while the socket's send buffer is full. It must not outlast the time to stop.
     socket.set_write_timeout(Some(DRAIN_DEADLINE)).attempt("limit the time of a send")?;
     let epoll = epoll.then(|| Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC));
@@ -73,7 +74,7 @@ fn main() -> Result<()> {
         Ok(1)
     };
     let mut ledger = Ledger::new(&args, local);
-    let mut batch = Batch::new(batch.into(), ledger.slot_size());
+    let mut batch = Batch::new(batch.into(), ledger.slot_size(), local);
     report::listening(local)?;
 
     while !ledger.is_done(batch.is_empty()) {

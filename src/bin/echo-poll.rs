@@ -4,6 +4,7 @@
 //! Second terminal: nc -u 127.0.0.1 2000
 //! In the trace:    ppoll, recvfrom, sendto for each echo. POLLOUT is asked for only while something waits to be sent.
 //! Left out:        draining, unless --drain-limit says so: a wait for each datagram is simple, and a third call for each.
+//!                  On a wildcard address the route, not the client, picks the address that answers: probe-wildcard-source.
 //! Oldest system:   Linux 3.2 or FreeBSD 12, which the standard library needs, with ppoll: its signal mask closes the window
 //!                  between a check and the wait.
 

@@ -7,6 +7,7 @@
 //!                  socket again. The wait is five calls: the crate sets the timer that ends it, arms timer and eventfd
 //!                  for it, and empties the eventfd after it.
 //! Left out:        one datagram for each wait, which level-triggered events would allow (echo-epoll-level).
+//!                  On a wildcard address the route, not the client, picks the address that answers: probe-wildcard-source.
 //! Oldest system:   whatever the crate supports: epoll, kqueue, event ports, poll, IOCP.
 
 use clap::{Args, ValueEnum};

@@ -10,7 +10,9 @@
 //!                  makes of a refused piece: after EIO or EINVAL it says that no peer gets pieces any more
 //!                  (`max_gso_segments` is 1), and QUIC never sends more than the path takes. Here that error concerns one
 //!                  path, as EMSGSIZE does: the piece is sent one by one, the next one is tried again. After EINVAL the crate
-//!                  first sends again by itself, without the congestion mark, which it leaves out from then on.
+//!                  first sends again by itself, without the congestion mark, which it leaves out from then on. Answers to
+//!                  a datagram sent to a subnet's broadcast address: the crate names that address as the one that was asked,
+//!                  and nothing can be sent from it.
 //! Oldest system:   Linux 5.0, for UDP_GRO; see udp(7). The crate itself works on others, too.
 
 #[cfg(not(target_os = "linux"))]
@@ -24,7 +26,7 @@ use {
     echo_lab::{Attempt, Result, cli, net, report, stop},
     quinn_udp::{RecvMeta, Transmit, UdpSocketState},
     std::io::{self, IoSliceMut},
-    std::net::{SocketAddr, UdpSocket},
+    std::net::{IpAddr, SocketAddr, UdpSocket},
     std::ops::Range,
     std::os::fd::AsRawFd,
     std::slice,
@@ -41,6 +43,8 @@ struct Piece {
     bytes: Range<usize>,
     size: usize,
     peer: SocketAddr,
+    /// Which address was asked, and is to answer; `None`: the only one.
+    asked: Option<IpAddr>,
     count: u64,
     /// The most that one send takes.
     most: u64,
@@ -76,12 +80,17 @@ fn main() -> Result<()> {
 #[cfg(target_os = "linux")]
 fn serve(socket: &UdpSocket, state: &UdpSocketState, ledger: &mut Ledger, local: SocketAddr) -> Result<()> {
     let (mut buffer, mut meta) = (vec![0; LARGEST], RecvMeta::default());
-    let most = state.max_gso_segments() as u64;
-    let mut piece = Piece { bytes: 0..0, size: 1, peer: local, count: 0, most };
+    let (most, wildcard) = (state.max_gso_segments() as u64, local.ip().is_unspecified());
+    let mut piece = Piece { bytes: 0..0, size: 1, peer: local, asked: None, count: 0, most };
     while !ledger.is_done(piece.count == 0) {
         if piece.count == 0 {
             match state.recv(socket.into(), &mut [IoSliceMut::new(&mut buffer)], slice::from_mut(&mut meta)) {
-                Ok(_) => piece = judge(ledger, &meta, most)?,
+                Ok(_) => {
+                    let asked = meta.dst_ip.filter(|ip| wildcard && !ip.to_canonical().is_multicast());
+                    // The stride is that of the whole piece, which may be empty.
+                    let (bytes, size, peer) = (0..meta.len, meta.stride.max(1), meta.addr);
+                    piece = judge(ledger, Piece { bytes, size, peer, asked, count: 0, most })?;
+                }
                 Err(error) => drop(ledger.received(Err(error))?),
             }
         }
@@ -92,7 +101,7 @@ fn serve(socket: &UdpSocket, state: &UdpSocketState, ledger: &mut Ledger, local:
                 ecn: None,
                 contents: &buffer[bytes],
                 segment_size: (count > 1).then_some(piece.size),
-                src_ip: None,
+                src_ip: piece.asked,
             };
             match state.try_send(socket.into(), &transmit) {
                 Err(error) if count > 1 && cannot_cut(&error, piece.peer) => piece.most = 1,
@@ -110,16 +119,14 @@ fn serve(socket: &UdpSocket, state: &UdpSocketState, ledger: &mut Ledger, local:
     Ok(())
 }
 
-/// What of a piece is to be sent back. All of it has one sender, and only the last datagram may be shorter: what is refused
+/// Keeps what is to be sent back. All of a piece has one sender, and only the last datagram may be shorter: what is refused
 /// comes before what is kept.
 #[cfg(target_os = "linux")]
-fn judge(ledger: &mut Ledger, meta: &RecvMeta, most: u64) -> Result<Piece> {
-    // It is that of the whole piece, which may be empty.
-    let (len, size, peer) = (meta.len, meta.stride.max(1), meta.addr);
-    let mut piece = Piece { bytes: 0..0, size, peer, count: 0, most };
+fn judge(ledger: &mut Ledger, mut piece: Piece) -> Result<Piece> {
+    let (len, size) = (piece.bytes.end, piece.size);
     for start in (0..len.max(1)).step_by(size) {
         let end = len.min(start + size);
-        let received = ledger.received(Ok((end - start, peer)))?;
+        let received = ledger.received(Ok((end - start, piece.peer)))?;
         match received {
             Received::Datagram(..) if ledger.to_come() > piece.count => {
                 piece.bytes = if piece.count == 0 { start..end } else { piece.bytes.start..end };

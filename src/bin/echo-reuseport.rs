@@ -7,6 +7,7 @@
 //! In the trace:    recvfrom and sendto of echo-blocking, of one sender always by the same thread.
 //! Left out:        spreading by anything else than the hash, which takes a program for the kernel
 //!                  (SO_ATTACH_REUSEPORT_EBPF). `--queue` has no use here.
+//!                  On a wildcard address the route, not the client, picks the address that answers: probe-wildcard-source.
 //! Oldest system:   Linux 3.9.
 
 #[cfg(not(target_os = "linux"))]

@@ -5,6 +5,7 @@
 //! In the trace:    pselect6, recvfrom, sendto for each echo. The write set is empty unless a send would have blocked,
 //!                  and both sets are built anew for each wait: that is the interface.
 //! Left out:        draining, unless --drain-limit says so: a wait for each datagram is simple, and a third call for each.
+//!                  On a wildcard address the route, not the client, picks the address that answers: probe-wildcard-source.
 //! Oldest system:   POSIX.1-2001, for pselect: its signal mask closes the window between a check and the wait.
 
 #[cfg(not(unix))]

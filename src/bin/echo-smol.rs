@@ -8,6 +8,7 @@
 //! In the trace:    two threads: one waits as echo-polling does and wakes the other (futex), which makes recvfrom, sendto
 //!                  and the recvfrom that ends with EAGAIN, asks for the next event (epoll_ctl) and sleeps.
 //! Left out:        smol's tasks on several threads. async-io allocates once for each event: the list of those to wake.
+//!                  On a wildcard address the route, not the client, picks the address that answers: probe-wildcard-source.
 //! Oldest system:   what async-io supports: Linux, the BSDs, macOS, illumos, Windows and others.
 
 use echo_lab::{Attempt, Echo, Progress, Result, cli, net, report, stop};

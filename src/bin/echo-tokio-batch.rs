@@ -18,7 +18,7 @@ fn main() -> echo_lab::Result<()> {
 use {
     echo_lab::batch::Batch,
     echo_lab::ledger::{DRAIN_DEADLINE, Ledger, Received, Sent},
-    echo_lab::{Attempt, Result, cli, net, report, stop},
+    echo_lab::{Attempt, Result, cli, control, net, report, stop},
     std::io,
     std::net::UdpSocket,
     std::os::fd::{AsFd, AsRawFd},
@@ -33,9 +33,10 @@ async fn main() -> Result<()> {
     let socket = net::bind(&args)?;
     socket.set_nonblocking(true).attempt("make the socket non-blocking")?;
     let local = socket.local_addr().attempt("read the bound address")?;
+    control::ask_for_destination(&socket, local)?;
     let stopped = stop::future()?;
     let mut ledger = Ledger::new(&args, local);
-    let mut batch = Batch::new(batch.into(), ledger.slot_size());
+    let mut batch = Batch::new(batch.into(), ledger.slot_size(), local);
     report::listening(local)?;
 
     tokio::select! {

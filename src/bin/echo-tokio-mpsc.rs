@@ -5,6 +5,7 @@
 //! In the trace:    as echo-tokio; under load the reader receives until no buffer is left, then the writer sends them
 //!                  all. A wake-up of the writer does not poll the reader.
 //! Left out:        threads: both tasks share one.
+//!                  On a wildcard address the route, not the client, picks the address that answers: probe-wildcard-source.
 //! Oldest system:   what tokio supports: Linux, the BSDs, macOS, Windows and others.
 //!
 //! There are `--queue` buffers. A reader that finds none waits until the writer returns one (backpressure), and nothing is

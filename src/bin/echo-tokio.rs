@@ -6,6 +6,7 @@
 //! In the trace:    epoll_wait, recvfrom, sendto, and the recvfrom that ends with EAGAIN; then a second wake-up for
 //!                  each echo: tokio registers for reading and writing at once, edge-triggered, and a send frees room.
 //! Left out:        more than one task, and more than one thread.
+//!                  On a wildcard address the route, not the client, picks the address that answers: probe-wildcard-source.
 //! Oldest system:   what tokio supports: Linux, the BSDs, macOS, Windows and others.
 
 use echo_lab::{Attempt, Echo, Progress, Result, cli, net, report, stop};

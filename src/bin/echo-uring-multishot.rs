@@ -8,6 +8,7 @@
 //!                  wait (MSG_DONTWAIT), and has no completion if it succeeds: it is over when the call returns. Of a chain
 //!                  there is one completion. A send that found no room is submitted again, alone, and waits.
 //! Left out:        a kernel thread that polls (SQPOLL): it takes a core. `--buffers` takes the place of `--queue`.
+//!                  On a wildcard address the route, not the client, picks the address that answers: probe-wildcard-source.
 //! Oldest system:   Linux 6.1, for DEFER_TASKRUN.
 
 #[cfg(not(target_os = "linux"))]

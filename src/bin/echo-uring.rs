@@ -8,6 +8,7 @@
 //! Left out:        many receives that wait at once: each datagram would wake them all, and one that is woken in vain too
 //!                  often (APOLL_MAX_RETRY) goes to a thread of the kernel's, where it loses its turn. So one receive
 //!                  waits, and others only take what is there already. `--depth` takes the place of `--queue`.
+//!                  On a wildcard address the route, not the client, picks the address that answers: probe-wildcard-source.
 //! Oldest system:   Linux 6.1, for DEFER_TASKRUN.
 
 #[cfg(not(target_os = "linux"))]

@@ -35,6 +35,8 @@ mod tcp_modes;
 #[cfg(target_os = "linux")]
 mod traces;
 #[cfg(target_os = "linux")]
+mod wildcard;
+#[cfg(target_os = "linux")]
 mod xdp;
 
 use echo_lab::catalog::{Kind, ROWS, Row};
@@ -174,6 +176,7 @@ fn main() -> ExitCode {
                 checks.extend(faults::checks(row));
                 checks.extend(segments::checks(row));
                 checks.extend(slow::checks(row));
+                checks.extend(wildcard::checks(row));
             }
             if row.kind == Kind::Tcp {
                 checks.extend(tcp_faults::checks(row));

@@ -63,6 +63,16 @@ pub fn checks(row: &Row) -> Vec<Check> {
                  unconnected, with IP_RECVERR: its receive fails: Connection refused (os error 111)\n",
             )
         })],
+        "probe-wildcard-source" => &[("the_route_picks_unless_told", Needs::Nothing, |row| {
+            says(
+                row,
+                &[],
+                "recv_from and send_to: 127.0.0.2 was asked, 127.0.0.1 answers\n\
+                 recv_from and send_to: a connected client hears nothing in 100 ms\n\
+                 with IP_PKTINFO: 127.0.0.2 was asked, 127.0.0.2 answers\n\
+                 with IP_PKTINFO: a connected client hears it\n",
+            )
+        })],
         "probe-coop" => &[("a_budget_of_128", Needs::Nothing, |row| {
             says(
                 row,
