@@ -55,7 +55,9 @@ fn main() -> Result<()> {
     report::listening(local)?;
 
     while !echo.is_done() {
-        let mut wanted = EpollFlags::EPOLLET | EpollFlags::EPOLLIN;
+        let mut wanted = EpollFlags::EPOLLET;
+        // A socket that is registered anew each time would report what there is no room for, each time.
+        wanted.set(EpollFlags::EPOLLIN, !register_per_wait || echo.wants_recv());
         wanted.set(EpollFlags::EPOLLOUT, echo.wants_send());
         // Both report what is ready already, so nothing is missed between EAGAIN and here.
         let mut event = EpollEvent::new(wanted, SOCKET);

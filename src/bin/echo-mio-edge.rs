@@ -43,10 +43,13 @@ fn main() -> Result<()> {
     report::listening(local)?;
 
     while !echo.is_done() {
-        let mut wanted = Interest::READABLE;
-        if echo.wants_send() {
-            wanted |= Interest::WRITABLE;
-        }
+        // A socket that is registered anew each time would report what there is no room for, each time.
+        let readable = !register_per_wait || echo.wants_recv();
+        let wanted = match echo.wants_send() {
+            false => Interest::READABLE,
+            true if readable => Interest::READABLE | Interest::WRITABLE,
+            true => Interest::WRITABLE,
+        };
         let registry = poll.registry();
         match interest.replace(wanted) {
             None => registry.register(&mut socket, SOCKET, wanted).attempt("register the socket")?,

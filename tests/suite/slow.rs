@@ -1,10 +1,12 @@
-//! Servers on an interface that is slower than they are: what they send waits long in the queue.
+//! Servers on an interface that is slower than they are: their sends block, and what they send waits long in the queue.
 
 use crate::conformance::forms;
 use crate::rings::{namespaced, shell};
 use crate::server::{Client, Server, number};
+use crate::tcp_faults::cpu;
 use crate::{Check, Needs, check};
 use echo_lab::catalog::Row;
+use std::thread;
 use std::time::{Duration, Instant};
 
 pub fn checks(row: &Row) -> Vec<Check> {
@@ -13,6 +15,8 @@ pub fn checks(row: &Row) -> Vec<Check> {
         let named = |what: &str| flag.map_or(what.to_string(), |flag| format!("{what}_with_{flag}"));
         let sigterm = move |row: &Row| namespaced(|| sigterm_while_echoes_queue(row, flag));
         checks.push(check(named("sigterm_while_echoes_queue"), Needs::Namespace, sigterm));
+        let idle = move |row: &Row| namespaced(|| no_cpu_while_a_send_is_blocked(row, flag));
+        checks.push(check(named("no_cpu_while_a_send_is_blocked"), Needs::Namespace, idle));
     }
     checks
 }
@@ -37,4 +41,15 @@ fn sigterm_while_echoes_queue(row: &Row, flag: Option<&str>) {
     let (summary, _) = server.stop();
     assert!(start.elapsed() < Duration::from_secs(5), "took {:?}", start.elapsed());
     assert_eq!((number(&summary["echoed"]), number(&summary["unsent"])), (21, 0), "{summary}");
+}
+
+/// A server that cannot send waits until it can, although more has come that it could receive.
+fn no_cpu_while_a_send_is_blocked(row: &Row, flag: Option<&str>) {
+    let (server, _client) = start_slow(row, flag, 150);
+    let before = cpu(server.pid());
+    thread::sleep(Duration::from_secs(1));
+    let used = cpu(server.pid()) - before;
+    assert!(used <= Duration::from_millis(50), "{used:?} of CPU time in a second");
+    let (summary, _) = server.stop_with_rest();
+    assert!(number(&summary["received"]) < 151, "no send was blocked: {summary}");
 }

@@ -155,7 +155,7 @@ fn tracer(row: &Row) {
 }
 
 /// User and system time so far of the process `id`.
-fn cpu(id: u32) -> Duration {
+pub fn cpu(id: u32) -> Duration {
     let stat = std::fs::read_to_string(format!("/proc/{id}/stat")).unwrap();
     // Fields 14 and 15 of proc_pid_stat(5), in ticks of 10 ms; the second, in parentheses, may hold blanks.
     let fields = stat.rsplit_once(") ").unwrap().1.split(' ').skip(11).take(2);
