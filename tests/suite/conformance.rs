@@ -67,6 +67,8 @@ fn echoes_with(row: &Row, flag: &str) {
     clients[0].echo_windowed(1000, 16);
     clients[1].echo_windowed(1000, 16);
     server.stop();
+    #[cfg(unix)]
+    crate::signals::burst_beyond_all_limits(row, &[flag]);
 }
 
 fn many_senders(row: &Row) {

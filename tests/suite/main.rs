@@ -3,6 +3,8 @@
 //!
 //! A check that cannot run here is shown as ignored, with what it needs. With ECHO_LAB_RUN_ALL=1 it fails instead.
 
+#[cfg(target_os = "linux")]
+mod accounts;
 mod command_line;
 #[cfg(target_os = "linux")]
 mod compare;
@@ -11,6 +13,8 @@ mod conformance;
 mod faults;
 #[cfg(target_os = "linux")]
 mod heap;
+#[path = "../mutants/table.rs"]
+mod mutants;
 #[cfg(target_os = "linux")]
 mod output;
 #[cfg(target_os = "linux")]
@@ -173,6 +177,7 @@ fn main() -> ExitCode {
         #[cfg(target_os = "linux")]
         {
             if row.kind == Kind::Udp {
+                checks.extend(accounts::checks(row));
                 checks.extend(faults::checks(row));
                 checks.extend(segments::checks(row));
                 checks.extend(slow::checks(row));
@@ -205,6 +210,7 @@ fn main() -> ExitCode {
             trials.push(trial(format!("{}::says_what_it_needs", row.name), None, || project::unsupported(row)));
         }
     }
-    trials.extend(project::trials());
+    let names = trials.iter().map(|trial| trial.name().to_string()).collect();
+    trials.extend(project::trials(names));
     libtest_mimic::run(&Arguments::from_args(), trials).exit_code()
 }

@@ -1,5 +1,6 @@
 //! The catalogue against the package, and the generated text against what generates it.
 
+use crate::mutants::{Mutant, files_below};
 use crate::server::run;
 use crate::trial;
 use echo_lab::catalog::{Kind, ROWS, Row};
@@ -8,14 +9,22 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-pub fn trials() -> Vec<Trial> {
+/// `checks`: the names of all others.
+pub fn trials(checks: BTreeSet<String>) -> Vec<Trial> {
     let table: [(&str, fn()); 4] = [
         ("catalogue_lists_the_files", catalogue_lists_the_files),
         ("catalogue_names_the_features", catalogue_names_the_features),
         ("headers_say_how_to_run", headers_say_how_to_run),
         ("readme_table", readme_table),
     ];
-    table.map(|(name, run)| trial(format!("project::{name}"), None, run)).into()
+    let mut trials: Vec<_> = table.map(|(name, run)| trial(format!("project::{name}"), None, run)).into();
+    // Elsewhere some of the checks do not exist.
+    if cfg!(target_os = "linux") {
+        let names = trials.iter().map(|trial| trial.name().to_string());
+        let checks = checks.into_iter().chain(names).collect();
+        trials.push(trial("project::mutants_apply".into(), None, move || mutants_apply(&checks)));
+    }
+    trials
 }
 
 fn path(relative: &str) -> PathBuf {
@@ -69,6 +78,26 @@ fn headers_say_how_to_run() {
         for part in ["//! Second terminal:", "//! In the trace:", "//! Left out:", "//! Oldest system:"] {
             assert!(header.iter().any(|line| line.starts_with(part)), "{}: no {part}", row.name);
         }
+    }
+}
+
+/// Each deliberate defect can be put into its file, and the check that must catch it exists.
+fn mutants_apply(checks: &BTreeSet<String>) {
+    let files = files_below(&path("src"));
+    for mutant in Mutant::all(&path("")) {
+        let applied = mutant.apply(&read(&mutant.file));
+        assert!(applied.is_ok(), "{}: {applied:?}", mutant.name);
+        let known = match mutant.unit_test() {
+            Some(test) => {
+                let function = format!("fn {}(", test.rsplit("::").next().unwrap_or(test));
+                let bin = path("src/bin").join(mutant.bin().unwrap_or_default());
+                let own =
+                    files.iter().filter(|file| file.with_extension("").starts_with(&bin) == mutant.bin().is_some());
+                own.map(|file| fs::read_to_string(file).unwrap()).any(|text| text.contains(&function))
+            }
+            None => checks.contains(&mutant.caught_by),
+        };
+        assert!(known, "{}: there is no check {:?}", mutant.name, mutant.caught_by);
     }
 }
 

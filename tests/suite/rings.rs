@@ -1,7 +1,7 @@
 //! Servers over io_uring when things go wrong: no ring to be had, a call into it that fails, and errors of the network,
 //! which are real, since those of a ring's operations cannot be injected.
 
-use crate::server::{Client, Server, bin, content, number, run, summary};
+use crate::server::{Client, Server, bin, content, number, run};
 use crate::tcp::{Peer, connect_all};
 use crate::xdp::new_namespace;
 use crate::{Check, Needs, Run, check};
@@ -44,8 +44,6 @@ pub fn checks(row: &Row) -> Vec<Check> {
                 namespaced(|| sends_that_would_block(row, 760, 3000, 30))
             }),
             ("sigterm_while_sends_would_block", Needs::Namespace, |row| namespaced(|| sigterm_while_blocked(row))),
-            ("burst_beyond_the_buffers", Needs::Nothing, burst_beyond_the_buffers),
-            ("count_within_a_burst", Needs::Nothing, count_within_a_burst),
             ("smallest_and_largest_memory", Needs::Nothing, memory),
         ],
     };
@@ -206,16 +204,6 @@ fn sends_that_would_block(row: &Row, mtu: u32, size: usize, burst: u32) {
     assert!(!tells || number(&summary["would_block"]["send"]) > 0, "no send found the buffer full: {summary}");
 }
 
-/// More at once than the ring has buffers for.
-fn burst_beyond_the_buffers(row: &Row) {
-    let server = Server::start(row, &["--recv-buffer", "212992"]);
-    let client = server.client();
-    socket2::SockRef::from(&client.0).set_recv_buffer_size(212_992).unwrap();
-    (0..5).for_each(|_| server.echo_burst(&client, 300));
-    let (summary, _) = server.stop();
-    assert_eq!(number(&summary["echoed"]), 1500, "{summary}");
-}
-
 /// What waits in the kernel must not keep a server from ending, and is accounted for.
 fn sigterm_while_blocked(row: &Row) {
     let server = Server::start(row, &["--recv-buffer", "212992"]);
@@ -230,17 +218,6 @@ fn sigterm_while_blocked(row: &Row) {
     let (summary, _) = server.stop_with_rest();
     assert!(start.elapsed() < Duration::from_secs(3), "took {:?}", start.elapsed());
     assert!(number(&summary["unsent"]) > 0, "{summary}");
-}
-
-/// As many echoes as asked for, although more has been received.
-fn count_within_a_burst(row: &Row) {
-    let server = Server::start(row, &["--count", "7"]);
-    let client = server.client();
-    server.signal(libc::SIGSTOP);
-    (0..30u32).for_each(|number| client.send(&number.to_be_bytes()));
-    server.signal(libc::SIGCONT);
-    (0..7u32).for_each(|number| assert_eq!(client.recv(), number.to_be_bytes()));
-    assert_eq!(number(&summary(&server.wait())["echoed"]), 7);
 }
 
 /// With memory for one datagram, and for as many as the flag allows.

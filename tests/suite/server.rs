@@ -15,10 +15,11 @@ use std::time::{Duration, Instant};
 /// How long anything may take that has to happen.
 pub const PATIENCE: Duration = Duration::from_secs(20);
 
-/// The binary `name`: cargo puts the tests' own in a folder below the binaries.
+/// The binary `name`: cargo puts the tests' own in a folder below the binaries. scripts/mutants has others.
 pub fn bin(name: &str) -> PathBuf {
     let tests = std::env::current_exe().expect("this program's own path");
-    let folder = tests.ancestors().nth(2).expect("two folders above");
+    let folder = std::env::var_os("ECHO_LAB_BIN").map(PathBuf::from);
+    let folder = folder.unwrap_or_else(|| tests.ancestors().nth(2).expect("two folders above").into());
     folder.join(format!("{name}{}", std::env::consts::EXE_SUFFIX))
 }
 

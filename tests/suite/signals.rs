@@ -11,12 +11,14 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 pub fn checks() -> Vec<Check> {
-    let table: [(&str, Run); 7] = [
+    let table: [(&str, Run); 9] = [
         ("sigterm", |row| one_signal(row, libc::SIGTERM)),
         ("sigint", |row| one_signal(row, libc::SIGINT)),
         ("signals_at_random_moments", signals_at_random_moments),
         ("sigterm_under_flood", sigterm_under_flood),
         ("burst_while_stopped", burst_while_stopped),
+        ("burst_beyond_all_limits", |row| burst_beyond_all_limits(row, &[])),
+        ("count_within_a_burst", count_within_a_burst),
         ("stop_and_continue", stop_and_continue),
         ("standard_output_closed", standard_output_closed),
     ];
@@ -96,6 +98,33 @@ fn burst_while_stopped(row: &Row) {
     server.echo_burst(&client, 30);
     let (summary, _) = server.stop();
     assert_eq!(number(&summary["echoed"]), 31);
+}
+
+/// More at once than any server receives in one turn, or holds. Nothing else comes that would wake it again.
+pub fn burst_beyond_all_limits(row: &Row, flags: &[&str]) {
+    const BURST: u32 = 400;
+    let server = Server::start(row, &[&["--recv-buffer", "212992"], flags].concat());
+    let client = server.client();
+    socket2::SockRef::from(&client.0).set_recv_buffer_size(212_992).unwrap();
+    client.echo_numbers(0..1);
+    (0..3).for_each(|_| server.echo_burst(&client, BURST));
+    let (summary, _) = server.stop();
+    assert_eq!(number(&summary["echoed"]), u64::from(1 + 3 * BURST), "{summary}");
+}
+
+/// As many echoes as asked for, although more has been received.
+fn count_within_a_burst(row: &Row) {
+    for (count, burst) in [(7u32, 30u32), (100, 150)] {
+        let server = Server::start(row, &["--count", &count.to_string()]);
+        let client = server.client();
+        server.signal(libc::SIGSTOP);
+        (0..burst).for_each(|number| client.send(&number.to_be_bytes()));
+        server.signal(libc::SIGCONT);
+        (0..count).for_each(|number| assert_eq!(client.recv(), number.to_be_bytes()));
+        let summary = summary(&server.wait());
+        assert_eq!(number(&summary["echoed"]), u64::from(count), "{summary}");
+        assert_eq!(client.number_within(Duration::from_millis(20)), None, "more than it counts");
+    }
 }
 
 fn stop_and_continue(row: &Row) {

@@ -98,11 +98,11 @@ pub fn steady(trace: &str) -> Vec<String> {
     calls
 }
 
-fn is(call: &str, name: &str) -> bool {
+pub fn is(call: &str, name: &str) -> bool {
     call.starts_with(name) && call[name.len()..].starts_with('(')
 }
 
-fn failed(call: &str) -> bool {
+pub fn failed(call: &str) -> bool {
     call.contains(" = -1 ")
 }
 
