@@ -109,3 +109,106 @@ impl Echo {
         self.ledger.finish(socket)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+    use std::collections::VecDeque;
+    use std::io::{Error, ErrorKind};
+
+    /// What may happen next.
+    #[derive(Clone, Debug)]
+    enum Step {
+        Receive { len: usize, port: u16 },
+        ReceiveFails(ErrorKind),
+        Send,
+        SendFails(ErrorKind),
+        Stop,
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        let passing =
+            || prop::sample::select(vec![ErrorKind::WouldBlock, ErrorKind::Interrupted, ErrorKind::ConnectionRefused]);
+        prop_oneof![
+            // The server's own port is 2000, and 10 bytes are the most.
+            8 => (0usize..=11, prop::sample::select(vec![0u16, 2000, 3000, 4000])).prop_map(|(len, port)| Step::Receive { len, port }),
+            2 => passing().prop_map(Step::ReceiveFails),
+            8 => Just(Step::Send),
+            2 => passing().prop_map(Step::SendFails),
+            1 => Just(Step::Stop),
+        ]
+    }
+
+    proptest! {
+        /// Against a queue that grows and plain counters: which datagrams are sent, in which order, what is counted, and
+        /// when it is over.
+        #[test]
+        fn keeps_the_accounts_of_a_naive_server(
+            queue in 1u16..4, count in prop::option::of(1u64..6), steps in vec(step(), 0..60),
+        ) {
+            let local = SocketAddr::from(([127, 0, 0, 1], 2000));
+            let args = ServerArgs {
+                bind: local, queue, max_size: 10, count, recv_buffer: None, verbose: false, json: false,
+            };
+            let mut echo = Echo::new(&args, local);
+            let (mut waiting, mut expected, mut stopped) = (VecDeque::new(), Report::default(), false);
+            for (number, step) in steps.into_iter().enumerate() {
+                let to_come = count.map_or(u64::MAX, |count| count - expected.echoed);
+                let wants = !stopped && waiting.len() < queue.into() && (waiting.len() as u64) < to_come;
+                prop_assert_eq!(echo.wants_recv(), wants);
+                prop_assert_eq!(echo.vacant().is_some(), wants);
+                prop_assert_eq!(echo.wants_send(), !waiting.is_empty());
+                prop_assert_eq!(echo.timeout().is_some(), stopped);
+                prop_assert_eq!(echo.is_done(), waiting.is_empty() && (stopped || to_come == 0));
+                let front = waiting.front().map(|(bytes, peer): &(Vec<u8>, _)| (&bytes[..], *peer));
+                prop_assert_eq!(echo.front(), front);
+                match step {
+                    Step::Receive { len, port } if wants => {
+                        let peer = SocketAddr::from(([127, 0, 0, 1], port));
+                        let slot = echo.vacant().expect("it wants one");
+                        prop_assert_eq!(slot.len(), 11);
+                        slot.fill(number as u8);
+                        expected.received += 1;
+                        match (port, len) {
+                            (0, _) => expected.refused_source_port_zero += 1,
+                            (2000, _) => expected.refused_own_port += 1,
+                            (_, 11) => expected.too_big += 1,
+                            _ => waiting.push_back((vec![number as u8; len], peer)),
+                        }
+                        prop_assert_eq!(echo.received(Ok((len, peer))).unwrap(), Progress::Made);
+                    }
+                    Step::ReceiveFails(kind) if wants => {
+                        let progress = echo.received(Err(Error::from(kind))).unwrap();
+                        prop_assert_eq!(progress == Progress::WouldBlock, kind == ErrorKind::WouldBlock);
+                        expected.would_block_recv += u64::from(kind == ErrorKind::WouldBlock);
+                        expected.recv_errors += u64::from(kind == ErrorKind::ConnectionRefused);
+                    }
+                    Step::Send if !waiting.is_empty() => {
+                        waiting.pop_front();
+                        expected.echoed += 1;
+                        prop_assert_eq!(echo.sent(Ok(0)).unwrap(), Progress::Made);
+                    }
+                    Step::SendFails(kind) if !waiting.is_empty() => {
+                        let progress = echo.sent(Err(Error::from(kind))).unwrap();
+                        prop_assert_eq!(progress == Progress::WouldBlock, kind == ErrorKind::WouldBlock);
+                        expected.would_block_send += u64::from(kind == ErrorKind::WouldBlock);
+                        if kind == ErrorKind::ConnectionRefused {
+                            waiting.pop_front();
+                            expected.send_errors += 1;
+                        }
+                    }
+                    Step::Stop => {
+                        echo.stop();
+                        stopped = true;
+                    }
+                    _ => {}
+                }
+                prop_assert_eq!(&*echo.report(), &expected);
+            }
+            let report = echo.into_report(&std::net::UdpSocket::bind("127.0.0.1:0").unwrap());
+            prop_assert_eq!(report.unsent, waiting.len() as u64);
+        }
+    }
+}

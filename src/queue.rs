@@ -78,6 +78,9 @@ impl EchoQueue {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+    use std::collections::VecDeque;
 
     fn put(queue: &mut EchoQueue, byte: u8) {
         queue.vacant().unwrap()[0] = byte;
@@ -117,6 +120,39 @@ mod tests {
         assert!(queue.front().is_none());
         put(&mut queue, 8);
         assert_eq!(queue.front().unwrap().0, [8]);
+    }
+
+    proptest! {
+        /// Whatever is done in whatever order, it is a queue of at most so many.
+        #[test]
+        fn behaves_like_a_naive_queue(capacity in 1usize..6, steps in vec(0u8..5, 0..200)) {
+            let (mut queue, mut model) = (EchoQueue::new(capacity, 4), VecDeque::new());
+            for (number, step) in steps.into_iter().enumerate() {
+                let peer = SocketAddr::from(([127, 0, 0, 1], number as u16));
+                match step {
+                    // Longer than a slot: what does not fit is cut, as a receive does.
+                    0..3 => {
+                        let len = [0, 3, 9][usize::from(step)];
+                        if let Some(slot) = queue.vacant() {
+                            slot.fill(number as u8);
+                            model.push_back((vec![number as u8; len.min(4)], peer));
+                        }
+                        queue.push(len, peer);
+                    }
+                    // Received, and not kept.
+                    3 => queue.vacant().into_iter().for_each(|slot| slot.fill(255)),
+                    _ => {
+                        queue.pop();
+                        model.pop_front();
+                    }
+                }
+                prop_assert_eq!(queue.front(), model.front().map(|(bytes, peer)| (&bytes[..], *peer)));
+                prop_assert_eq!(queue.len(), model.len());
+                prop_assert_eq!(queue.is_empty(), model.is_empty());
+                prop_assert_eq!(queue.is_full(), model.len() == capacity);
+                prop_assert_eq!(queue.vacant().is_some(), model.len() < capacity);
+            }
+        }
     }
 
     #[test]
