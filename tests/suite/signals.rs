@@ -1,6 +1,6 @@
 //! SIGINT and SIGTERM end a server with a summary and status 0, whatever the moment; SIGSTOP and SIGCONT lose nothing.
 
-use crate::server::{Client, Server, bin, number, summary};
+use crate::server::{Client, PATIENCE, Server, bin, number, summary};
 use crate::{Check, Needs, Run, check};
 use echo_lab::catalog::Row;
 use serde_json::Value;
@@ -24,6 +24,7 @@ pub fn checks() -> Vec<Check> {
     ];
     let mut checks: Vec<_> = table.map(|(name, run)| check(name, Needs::Nothing, run)).into();
     checks.push(check("tracer_attached_and_detached", Needs::Strace, tracer));
+    checks.push(check("sigterm_while_it_never_catches_up", Needs::Strace, sigterm_while_it_never_catches_up));
     checks
 }
 
@@ -66,6 +67,29 @@ fn sigterm_under_flood(row: &Row) {
     let server = Server::start(row, &[]);
     let client = server.client();
     stops_under_flood(server, &client);
+}
+
+/// Each of its calls that send takes a millisecond: there is always something left to receive.
+fn sigterm_while_it_never_catches_up(row: &Row) {
+    let send = row.calls.expect("a server has calls").send;
+    let server = Server::strace(row, &["-e", &format!("inject={send}:delay_enter=1000")], &[]);
+    let over = AtomicBool::new(false);
+    let client = server.client();
+    thread::scope(|scope| {
+        let flood = scope.spawn(|| {
+            let limit = Instant::now() + 2 * PATIENCE;
+            while !over.load(Ordering::Relaxed) && Instant::now() < limit {
+                let _ = client.0.send(&[0; 64]);
+            }
+        });
+        thread::sleep(Duration::from_millis(100));
+        server.signal(libc::SIGTERM);
+        // If it does not end, this thread panics: the flood is to end then, too.
+        let ended = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| server.wait()));
+        over.store(true, Ordering::Relaxed);
+        flood.join().unwrap();
+        summary(&ended.unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
+    });
 }
 
 /// Its summary. `client` does not wait for answers.
