@@ -376,7 +376,7 @@ pub const ROWS: &[Row] = &[
         )
     },
     Row {
-        allocations: Allocations::PerEcho(3),
+        allocations: Allocations::PerEcho(2),
         ..ringing(udp(
             "echo-compio",
             &["compio"],

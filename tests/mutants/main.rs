@@ -18,16 +18,10 @@ type Result<T> = std::result::Result<T, String>;
 /// How long one check may take: none waits that long for anything.
 const PATIENCE_SECONDS: &str = "300";
 
-fn main() -> ExitCode {
+fn main() -> echo_lab::Result<ExitCode> {
     let filter = std::env::args().nth(1).unwrap_or_default();
-    match try_all(&filter) {
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => ExitCode::FAILURE,
-        Err(error) => {
-            eprintln!("Error: {error}");
-            ExitCode::FAILURE
-        }
-    }
+    let caught = try_all(&filter).map_err(echo_lab::Error::new)?;
+    Ok(if caught { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 /// Whether all that match the filter are caught.
@@ -38,17 +32,19 @@ fn try_all(filter: &str) -> Result<bool> {
     place.copy_sources()?;
     place.unit_tests_pass(&mutants)?;
     let suite = place.suite()?;
-    let mut passed = BTreeSet::new();
+    let mut passes = BTreeMap::new();
     let mut survived = Vec::new();
     println!("{:64} {:34} {:64} {:>7}", "defect", "file", "caught by", "seconds");
     for mutant in &mutants {
         let start = Instant::now();
-        if mutant.unit_test().is_none() && passed.insert(&mutant.caught_by) {
-            place.link_binaries(&place.built, |_| true)?;
-            suite.run(&mutant.caught_by, true).map_err(|why| format!("without a mutant: {why}"))?;
-        }
-        let tried = place.try_one(mutant, &suite);
         let Mutant { name, file, caught_by, .. } = mutant;
+        if mutant.unit_test().is_none() && !passes.contains_key(caught_by) {
+            place.link_binaries(&place.built, |_| true)?;
+            passes.insert(caught_by, suite.run(caught_by, true));
+        }
+        let unspoilt = passes.get(caught_by).cloned().unwrap_or(Ok(()));
+        let tried = unspoilt.map_err(|why| format!("without the defect, {why}"));
+        let tried = tried.and_then(|()| place.try_one(mutant, &suite));
         let caught = if tried.is_ok() { caught_by } else { "NOT CAUGHT" };
         println!("{name:64} {file:34} {caught:64} {:7.1}", start.elapsed().as_secs_f64());
         survived.extend(tried.err().map(|why| format!("{file}: {name}: {why}")));
@@ -106,6 +102,8 @@ impl Place {
     fn cargo(&self, arguments: &[&str]) -> Command {
         let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or("cargo".into()));
         cargo.current_dir(&self.tree).env("CARGO_TARGET_DIR", &self.build).args(arguments);
+        // Libraries are those that are built already (cargo 1.91; an older one builds them once more).
+        cargo.env("CARGO_BUILD_BUILD_DIR", self.built.parent().unwrap_or(&self.built));
         cargo.args(["--quiet", "--locked", "--all-features"]);
         cargo
     }

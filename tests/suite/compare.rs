@@ -20,6 +20,9 @@ pub fn checks(row: &Row) -> Vec<Check> {
             ("calls_by_tracepoints", Needs::Tracepoints, |_| calls_counted_by("tracepoints")),
             ("calls_by_strace", Needs::Strace, |_| calls_counted_by("strace")),
             ("exports", Needs::Nothing, exports),
+            ("knows_a_slower_server", Needs::Strace, knows_a_slower_server),
+            ("table_says_what_was_measured", Needs::Nothing, table),
+            ("reference_first_in_random_order", Needs::Strace, order),
             ("splice", Needs::Nothing, splice),
             ("colours", Needs::Nothing, colours),
             ("idle_sockets_and_sweep", Needs::Nothing, sweep),
@@ -170,6 +173,78 @@ fn calls_counted_by(way: &str) {
         let waits = &subject["calls"]["one_outstanding"][EPOLL_WAIT];
         assert_eq!(waits.is_null(), subject["name"] == "echo-blocking", "{subject}");
     }
+}
+
+/// One whose calls are traced costs more for each echo, and does fewer.
+fn knows_a_slower_server(_: &Row) {
+    let traced = format!("traced=strace -D -f -o /dev/null {} --bind {{addr}}", bin("echo-blocking").display());
+    let (status, stdout, _, results) = quick(&["echo-blocking", "--peer", &traced]);
+    assert_eq!(status, Some(0), "{stdout}");
+    let [reference, traced] = ["echo-blocking", "traced"].map(|name| {
+        let subject = subjects(&results).iter().find(|subject| subject["name"] == name);
+        &subject.expect("measured")["closed_loop"]
+    });
+    for (ratio, figure) in [("x_eps", "echoes_per_second"), ("x_cpu", "cpu_ns_per_echo")] {
+        let [low, median, high] = ["low", "median", "high"].map(|at| float(&traced[ratio][at]));
+        assert!(if ratio == "x_eps" { high < 0.8 } else { low > 1.2 }, "{ratio}: {traced}");
+        // The ratio is that of slices; the figures are medians of all.
+        let of_figures = float(&traced[figure]) / float(&reference[figure]);
+        assert!((0.5..2.0).contains(&(median / of_figures)), "{ratio}: {traced}");
+    }
+}
+
+/// Each column of the table, against the results. The load is too much, so that no two percentiles are the same.
+fn table(_: &Row) {
+    let (_, stdout, _, results) = quick(&["echo-tokio", "--rate", "10000000"]);
+    for subject in subjects(&results) {
+        let (closed, open) = (&subject["closed_loop"], &subject["open_loop"]);
+        let ratio = |of: &Value| format!("{}{:.2}", if of["tie"] == true { "~" } else { "" }, float(&of["median"]));
+        let calls = ["one_outstanding", "loaded"].map(|load| {
+            let calls = subject["calls"][load].as_object();
+            calls.map(|calls| format!("{:.2}", calls.values().map(float).sum::<f64>()))
+        });
+        let micros = |percentile: &str| format!("{:.0}", float(&open["corrected_ns"][percentile]) / 1000.0);
+        let expected = [
+            number(&subject["rank"]).to_string(),
+            subject["name"].as_str().unwrap().into(),
+            format!("{:.0}", float(&closed["echoes_per_second"])),
+            ratio(&closed["x_eps"]),
+            format!("{:.0}", float(&closed["cpu_ns_per_echo"])),
+            ratio(&closed["x_cpu"]),
+            format!("{:.2}-{:.2}", float(&closed["x_cpu"]["low"]), float(&closed["x_cpu"]["high"])),
+            calls.into_iter().collect::<Option<Vec<_>>>().map_or("?".into(), |calls| calls.join("/")),
+            micros("p50"),
+            micros("p99"),
+            (number(&closed["lost"]) + number(&open["lost"])).to_string(),
+        ];
+        let row = stdout.lines().find(|line| line.split_whitespace().nth(1) == Some(expected[1].as_str()));
+        assert_eq!(row.expect("a row").split_whitespace().collect::<Vec<_>>(), expected, "{stdout}");
+    }
+}
+
+/// Each slice of a server comes right after one of the reference, and the servers take turns in a random order. The slices
+/// are seen in the client's sends, which go to one server after another.
+fn order(row: &Row) {
+    const ROUNDS: usize = 11;
+    let log = temporary("order");
+    let mut command = Command::new("strace");
+    command.args(["-yy", "-e", "trace=sendmmsg", "-e", "signal=none", "-o"]).arg(&log).arg(bin(row.name));
+    let output = command.args(["--quick", "echo-poll", "echo-select", "echo-mmsg"]).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let trace = fs::read_to_string(&log).unwrap();
+    fs::remove_file(&log).unwrap();
+    let mut servers: Vec<_> =
+        trace.lines().filter_map(|line| Some(line.split_once("->")?.1.split_once(']')?.0)).collect();
+    servers.dedup();
+    // Beside the three: the reference again.
+    let slices: Vec<_> = servers.chunks_exact(2).take(ROUNDS * 4).collect();
+    assert!(slices.len() == ROUNDS * 4 && slices.iter().all(|pair| pair[0] == servers[0]), "{servers:?}");
+    let rounds: Vec<Vec<_>> = slices.chunks(4).map(|round| round.iter().map(|pair| pair[1]).collect()).collect();
+    assert!(rounds.iter().all(|round| round[3] == rounds[0][3]), "{rounds:?}");
+    let sorted = |round: &Vec<_>| round.iter().copied().collect::<std::collections::BTreeSet<&str>>();
+    assert!(rounds.iter().all(|round| sorted(round) == sorted(&rounds[0]) && sorted(round).len() == 4), "{rounds:?}");
+    // By chance once in 6^10.
+    assert!(rounds.iter().any(|round| *round != rounds[0]), "always in the same order: {rounds:?}");
 }
 
 fn exports(_: &Row) {

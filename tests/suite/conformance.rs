@@ -21,7 +21,7 @@ pub fn checks(row: &Row) -> Vec<Check> {
         ("idle_sockets", idle_sockets),
     ];
     let mut checks: Vec<_> = table.map(|(name, run)| check(name, Needs::Nothing, run)).into();
-    for flag in forms(row) {
+    for flag in ["--queue=1", "--queue=4096"].iter().chain(forms(row)) {
         checks.push(check(format!("echoes_with_{flag}"), Needs::Nothing, move |row| echoes_with(row, flag)));
     }
     checks
@@ -115,6 +115,16 @@ fn too_big(row: &Row) {
     client.send(&content(3, 65507));
     client.echo(&content(4, 99));
     assert_eq!(number(&summary(&server.wait())["too_big"]), 2);
+    // Room for nothing, and for more than a datagram can have.
+    let server = Server::start(row, &["--max-size", "0", "--count", "2"]);
+    let client = server.client();
+    client.echo(&[]);
+    client.send(&[1]);
+    client.echo(&[]);
+    assert_eq!(number(&summary(&server.wait())["too_big"]), 1);
+    let server = Server::start(row, &["--max-size", "65527", "--count", "1"]);
+    server.client().echo(&content(1, 65507));
+    assert_eq!(number(&summary(&server.wait())["too_big"]), 0);
 }
 
 fn verbose(row: &Row) {

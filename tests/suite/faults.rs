@@ -1,6 +1,7 @@
 //! What must not end a server, disorder its answers, or go uncounted. The original servers: 0 of 7 survive the first.
 
-use crate::server::{Client, PATIENCE, Server, number};
+use crate::rings::{namespaced, shell};
+use crate::server::{Client, PATIENCE, Server, content, number, summary};
 use crate::{Check, Needs, check};
 use echo_lab::catalog::Row;
 use serde_json::Value;
@@ -62,6 +63,9 @@ pub fn checks(row: &Row) -> Vec<Check> {
         check("no_loop_between_two_servers", Needs::RawSocket, no_loop),
         check("client_gone", Needs::Nothing, client_gone),
         check("flood", Needs::Nothing, flood),
+        check("no_route_to_a_sender", Needs::Namespace, |row| namespaced(|| no_route(row))),
+        check("longer_than_the_interface_takes", Needs::Namespace, |row| namespaced(|| longer_than_mtu(row))),
+        check("waits_while_sends_are_blocked", Needs::Namespace, |row| namespaced(|| waits_while_blocked(row))),
         check("fatal_error_of_the_socket", Needs::Calls, fatal),
         check("sigterm_while_sends_would_block", Needs::Calls, sigterm_while_blocked),
         check("sigterm_while_a_send_is_slow", Needs::Calls, sigterm_while_slow),
@@ -165,13 +169,18 @@ fn sigterm_while_blocked(row: &Row) {
     // tokio waits for an edge, which does not come: none is left from the start or of the datagram. Its signals travel
     // by a sendto of their own, which has to work.
     let when = if row.features.contains(&"tokio") && calls.send == "sendto" { "1" } else { "1+" };
-    let server = Server::strace(row, &["-e", &format!("inject={}:error=EAGAIN:when={when}", calls.send)], &[]);
+    let mut server = Server::strace(row, &["-e", &format!("inject={}:error=EAGAIN:when={when}", calls.send)], &[]);
     server.until_it_waits();
     server.client().send(b"blocked");
     std::thread::sleep(Duration::from_millis(100));
     let start = Instant::now();
-    let (summary, _) = server.stop_with_rest();
-    assert!(start.elapsed() < Duration::from_secs(3), "took {:?}", start.elapsed());
+    // A signal that comes again gives no more time.
+    while !server.has_ended() {
+        assert!(start.elapsed() < Duration::from_secs(3), "took {:?}", start.elapsed());
+        server.signal(libc::SIGTERM);
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    let summary = summary(&server.wait());
     assert_eq!((number(&summary["echoed"]), number(&summary["unsent"])), (0, 1), "{summary}");
 }
 
@@ -239,12 +248,14 @@ fn client_gone(row: &Row) {
     let memory = server.memory() + 64;
     // It is there first, so that it does not get the port of one that has gone, and a late answer with it.
     let client = server.client();
+    let descriptors = server.descriptors();
     for _ in 0..50 {
         server.client().send(b"nobody waits for this");
     }
     is_well_with(&client, &server, memory);
     // As above.
     server.until_it_waits();
+    assert_eq!(server.descriptors(), descriptors);
     let (summary, _) = server.stop();
     assert_eq!(number(&summary["echoed"]), 70, "{summary}");
 }
@@ -273,4 +284,58 @@ fn flood(row: &Row) {
     let sent = FLOOD + u64::from(tries) + 20;
     let known = number(&summary["received"]) + summary["kernel_drops"].as_u64().unwrap_or(0);
     assert!(summary["kernel_drops"] == Value::Null || known == sent, "{sent} sent: {summary}");
+}
+
+/// Answers that cannot be sent (ENETUNREACH, EACCES) are counted, and those between them are sent.
+fn no_route(row: &Row) {
+    shell("ip addr add 10.9.0.1/32 dev lo; ip addr add 10.9.0.2/32 dev lo");
+    let server = Server::start(row, &[]);
+    let [lost, forbidden] = ["10.9.0.1", "10.9.0.2"].map(|ip| Client::at(ip, server.addr));
+    let near = server.client();
+    (0..3).for_each(|number| {
+        [&near, &lost, &forbidden].iter().for_each(|client| client.echo_numbers(number..number + 1))
+    });
+    server.signal(libc::SIGSTOP);
+    for number in 0..10u32 {
+        [&lost, &near, &forbidden].iter().for_each(|client| client.send(&number.to_be_bytes()));
+    }
+    shell("ip addr del 10.9.0.1/32 dev lo; ip addr del 10.9.0.2/32 dev lo; ip route add prohibit 10.9.0.2/32");
+    server.signal(libc::SIGCONT);
+    (0..10u32).for_each(|number| assert_eq!(near.recv(), number.to_be_bytes()));
+    near.echo_numbers(0..10);
+    let (summary, _) = server.stop();
+    let counts = ["received", "echoed", "send_errors"].map(|name| number(&summary[name]));
+    assert_eq!(counts, [49, 29, 20], "{summary}");
+}
+
+/// Such datagrams travel in fragments (ip(7)).
+fn longer_than_mtu(row: &Row) {
+    shell("ip link set lo mtu 1500");
+    let server = Server::start(row, &[]);
+    let client = server.client();
+    for (seed, len) in [1472, 1473, 3000, 9000, 65507].into_iter().enumerate() {
+        client.echo(&content(seed as u64, len));
+    }
+    server.stop();
+}
+
+/// The interface is slower than the server, so the send buffer is full for a while, and there is more to receive than the
+/// queue holds: all is sent, in order, and the server sleeps until something becomes possible.
+fn waits_while_blocked(row: &Row) {
+    const BURST: u32 = 150;
+    let server = Server::start(row, &["--recv-buffer", "212992", "--queue", "4"]);
+    let client = server.client();
+    socket2::SockRef::from(&client.0).set_recv_buffer_size(212_992).unwrap();
+    client.echo_numbers(0..1);
+    server.signal(libc::SIGSTOP);
+    let datagram = |number: u32| [&number.to_be_bytes()[..], &[7; 1000]].concat();
+    (0..BURST).for_each(|number| client.send(&datagram(number)));
+    shell("tc qdisc add dev lo root tbf rate 2mbit burst 3000 limit 1000000");
+    server.signal(libc::SIGCONT);
+    (0..BURST).for_each(|number| assert!(client.recv() == datagram(number), "another than {number}"));
+    shell("tc qdisc del dev lo root");
+    let (summary, _) = server.stop();
+    assert_eq!(number(&summary["echoed"]), u64::from(1 + BURST), "{summary}");
+    // Each send that leaves the interface makes room, and may wake it: that is once a datagram.
+    assert!(number(&summary["waits"]) < 8 * u64::from(BURST), "{summary}");
 }

@@ -11,9 +11,12 @@ pub fn checks(row: &Row) -> Vec<Check> {
     let table: &[(&str, Needs, Run)] = match row.name {
         "future-notify" => &[
             ("ten_polls_one_interval_apart", Needs::Nothing, ten_polls),
+            ("polls_at_regular_intervals", Needs::Strace, regular),
             ("no_epoll_in_its_trace", Needs::Strace, no_epoll),
         ],
-        "mio-empty" => &[("only_epoll_create_and_wait", Needs::Strace, empty)],
+        "mio-empty" => {
+            &[("only_epoll_create_and_wait", Needs::Strace, empty), ("waits_as_long_as_it_says", Needs::Nothing, waits)]
+        }
         "mio-mixed" => &[("timer_and_datagrams_interleave", Needs::Nothing, mixed)],
         "mio-pipe" => &[("each_wake_up_costs_a_write", Needs::Strace, pipe)],
         "tokio-multisocket-join" => &[
@@ -149,6 +152,22 @@ fn ten_polls(row: &Row) {
     assert!(start.elapsed() >= Duration::from_millis(9 * 50), "{:?}", start.elapsed());
 }
 
+/// None before its time, and most of them on time. The times are those of its prints.
+fn regular(row: &Row) {
+    const INTERVAL: f64 = 0.1;
+    let mut command = Command::new("strace");
+    command.args(["-f", "-ttt", "-e", "trace=write", "-o", "/dev/stderr"]).arg(crate::server::bin(row.name));
+    let output = command.args(["--polls", "12", "--interval", "100"]).output().unwrap();
+    let trace = String::from_utf8(output.stderr).unwrap();
+    let prints = trace.lines().filter(|line| line.contains("\"poll "));
+    let times: Vec<f64> = prints.map(|line| line.split_whitespace().nth(1).unwrap().parse().unwrap()).collect();
+    let mut gaps: Vec<_> = times.windows(2).map(|pair| pair[1] - pair[0]).collect();
+    gaps.sort_by(f64::total_cmp);
+    assert_eq!(gaps.len(), 11, "{trace}");
+    // The next poll is due an interval after the print, which the log times at its beginning.
+    assert!(gaps[0] > INTERVAL - 0.001 && gaps[5] < 1.5 * INTERVAL, "{gaps:?}");
+}
+
 /// The calls that a probe makes, by the names given.
 fn calls(row: &Row, flags: &[&str], names: &[&str]) -> Vec<String> {
     let log = std::env::temp_dir().join(format!("echo-lab-{}-{}", row.name, flags.len()));
@@ -178,6 +197,14 @@ fn empty(row: &Row) {
     let with_waker = calls(row, &["--timeout", "5", "--waker"], EPOLL);
     assert_eq!(names(&with_waker), ["epoll_create1", "eventfd2", "epoll_ctl", EPOLL_WAIT]);
     assert!(with_waker[2].contains("EPOLL_CTL_ADD"));
+}
+
+fn waits(row: &Row) {
+    for (flags, least) in [(&["--timeout", "0"][..], 0), (&["--timeout", "300"], 300), (&[], 100)] {
+        let start = Instant::now();
+        says(row, flags, "poll returned with 0 events\n");
+        assert!(start.elapsed() >= Duration::from_millis(least), "{flags:?}: {:?}", start.elapsed());
+    }
 }
 
 fn pipe(row: &Row) {

@@ -1,7 +1,7 @@
 //! Servers over io_uring when things go wrong: no ring to be had, a call into it that fails, and errors of the network,
 //! which are real, since those of a ring's operations cannot be injected.
 
-use crate::server::{Client, Server, bin, content, number, run};
+use crate::server::{Server, bin, content, number, run};
 use crate::tcp::{Peer, connect_all};
 use crate::xdp::new_namespace;
 use crate::{Check, Needs, Run, check};
@@ -36,7 +36,6 @@ pub fn checks(row: &Row) -> Vec<Check> {
             ("more_that_do_not_read_than_buffers", Needs::Nothing, more_that_do_not_read),
         ],
         _ => &[
-            ("no_route_to_a_sender", Needs::Namespace, |row| namespaced(|| no_route(row))),
             ("sends_that_would_block", Needs::Namespace, |row| {
                 namespaced(|| sends_that_would_block(row, 65536, 1000, 150))
             }),
@@ -156,28 +155,6 @@ pub fn namespaced(run: impl FnOnce() + Send) {
 
 pub fn shell(script: &str) {
     assert!(Command::new("sh").args(["-c", script]).status().unwrap().success(), "{script}");
-}
-
-/// Answers that cannot be sent (ENETUNREACH, EACCES) are counted, and those between them are sent.
-fn no_route(row: &Row) {
-    shell("ip addr add 10.9.0.1/32 dev lo; ip addr add 10.9.0.2/32 dev lo");
-    let server = Server::start(row, &[]);
-    let [lost, forbidden] = ["10.9.0.1", "10.9.0.2"].map(|ip| Client::at(ip, server.addr));
-    let near = server.client();
-    (0..3).for_each(|number| {
-        [&near, &lost, &forbidden].iter().for_each(|client| client.echo_numbers(number..number + 1))
-    });
-    server.signal(libc::SIGSTOP);
-    for number in 0..10u32 {
-        [&lost, &near, &forbidden].iter().for_each(|client| client.send(&number.to_be_bytes()));
-    }
-    shell("ip addr del 10.9.0.1/32 dev lo; ip addr del 10.9.0.2/32 dev lo; ip route add prohibit 10.9.0.2/32");
-    server.signal(libc::SIGCONT);
-    (0..10u32).for_each(|number| assert_eq!(near.recv(), number.to_be_bytes()));
-    near.echo_numbers(0..10);
-    let (summary, _) = server.stop();
-    let counts = ["received", "echoed", "send_errors"].map(|name| number(&summary[name]));
-    assert_eq!(counts, [49, 29, 20], "{summary}");
 }
 
 /// With the interface slower than the server, sends find no room: none is lost, and none overtakes another. What a datagram

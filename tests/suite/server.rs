@@ -126,6 +126,18 @@ impl Server {
         self.child.id()
     }
 
+    /// Whether it has ended by itself.
+    #[cfg(target_os = "linux")]
+    pub fn has_ended(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_some()
+    }
+
+    /// How many descriptors it has open.
+    #[cfg(target_os = "linux")]
+    pub fn descriptors(&self) -> usize {
+        std::fs::read_dir(format!("/proc/{}/fd", self.pid())).unwrap().count()
+    }
+
     /// The next line on standard output.
     pub fn line(&self) -> String {
         self.lines.recv_timeout(PATIENCE).expect("a line")

@@ -2,12 +2,13 @@
 //! looked up in the log of strace. `BLESS=1` rewrites docs/traces.
 
 use crate::project::{check_generated, read};
-use crate::server::{Server, bin, number, run};
+use crate::server::{PATIENCE, Server, bin, number, run};
 use crate::{Check, Needs, check};
 use echo_lab::catalog::{EPOLL_WAIT, Kind, Row};
+use std::collections::BTreeMap;
 use std::process::Command;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 pub fn checks(row: &Row) -> Vec<Check> {
     let mut checks = Vec::new();
@@ -41,7 +42,10 @@ pub fn checks(row: &Row) -> Vec<Check> {
         "echo-tokio" | "echo-tokio-mpsc" => {
             checks.push(check("receives_while_a_send_is_blocked", Needs::Strace, receives_while_blocked))
         }
-        "echo-reuseport" => checks.push(check("spreads_senders_over_threads", Needs::Nothing, spreads)),
+        "echo-reuseport" => checks.extend([
+            check("spreads_senders_over_threads", Needs::Nothing, spreads),
+            check("pins_its_threads_to_cores_in_turn", Needs::Nothing, pins),
+        ]),
         "echo-polling" => checks.push(check("each_mode_as_it_says", Needs::Strace, modes)),
         "trace" => checks.push(check("start_apart_from_one_echo", Needs::Strace, start_apart)),
         "echo-mio-level" => checks.push(check("stops_before_it_is_drained", Needs::Strace, stops_early)),
@@ -242,6 +246,29 @@ fn spreads(row: &Row) {
     assert_eq!(counts.iter().sum::<u64>(), 128);
     // A thread without a sender: once in 4 x (3/4)^64, which is once in 25 million runs.
     assert!(counts.iter().all(|count| *count > 0 && count % 2 == 0), "{counts:?}");
+}
+
+/// Two threads for each core that this process may use, and one core for each thread.
+fn pins(row: &Row) {
+    let cores = thread::available_parallelism().unwrap().get();
+    let server = Server::start(row, &["--threads", &(2 * cores).to_string()]);
+    let main = format!("/proc/{0}/task/{0}", server.pid());
+    let threads = || std::fs::read_dir(format!("/proc/{}/task", server.pid())).unwrap().flatten();
+    let limit = Instant::now() + PATIENCE;
+    while threads().count() < 2 * cores + 1 {
+        assert!(Instant::now() < limit, "{} threads", threads().count());
+        thread::sleep(Duration::from_millis(2));
+    }
+    server.until_it_waits();
+    let allowed = threads().map(|thread| thread.path()).filter(|path| path.as_os_str() != main.as_str()).map(|path| {
+        let status = std::fs::read_to_string(path.join("status")).unwrap();
+        status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:")).unwrap().trim().to_string()
+    });
+    let mut threads_of = BTreeMap::<String, usize>::new();
+    allowed.for_each(|core| *threads_of.entry(core).or_default() += 1);
+    assert!(threads_of.len() == cores && threads_of.values().all(|threads| *threads == 2), "{threads_of:?}");
+    assert!(threads_of.keys().all(|core| core.parse::<usize>().is_ok()), "{threads_of:?}");
+    server.stop();
 }
 
 /// In each mode: what was left behind by a turn is served, and the socket is registered as the mode says.

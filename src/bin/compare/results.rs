@@ -300,6 +300,14 @@ mod tests {
     }
 
     #[test]
+    fn percentiles_are_those_of_known_values() {
+        let mut histogram = Histogram::new_with_bounds(1, 1_000_000, 5).unwrap();
+        (1..=100_000u64).for_each(|value| histogram.record(value).unwrap());
+        let Percentiles { min, p50, p90, p99, p99_9, p99_99, max } = Percentiles::from(&histogram);
+        assert_eq!([min, p50, p90, p99, p99_9, p99_99, max], [1, 50_000, 90_000, 99_000, 99_900, 99_990, 100_000]);
+    }
+
+    #[test]
     fn crates_are_those_of_the_lock_file() {
         let crates = crates();
         assert!(crates["mio"].starts_with("1."), "{crates:?}");
