@@ -14,11 +14,11 @@ mod reactor;
 use clap::{Parser, ValueEnum};
 use echo_lab::cli::StreamArgs;
 use echo_lab::report::{log_line, print_line};
-use echo_lab::stream::{Ledger, Split};
+use echo_lab::stream::Ledger;
 use echo_lab::{Attempt, Error, Result};
 use hdrhistogram::Histogram;
 use mio::net::TcpListener;
-use reactor::{Context, Flow, Id, Names, Order, Reactor, Refused, Remote, Runtime, Settings};
+use reactor::{Context, Flow, Frames, Id, Names, Order, Reactor, Refused, Remote, Runtime, Settings};
 use std::net::SocketAddr;
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Mutex};
@@ -141,7 +141,7 @@ fn main() -> Result<()> {
 fn start(name: &str, names: &Names<Instant>, bind: SocketAddr) -> Result<Remote<Instant>> {
     let buffer = 65536;
     let ledger = Ledger::new(&StreamArgs { bind, buffer, verbose: false, json: false }, bind);
-    let settings = Settings { split: Some(Split::Frames), limit: 1 << 20, buffer: buffer as usize };
+    let settings = Settings { codec: Arc::new(Frames { limit: 1 << 20 }), buffer: buffer as usize };
     let runtime = Runtime::new(name, names, settings, Arc::new(Mutex::new(ledger)))?;
     let remote = runtime.remote();
     let run = || {

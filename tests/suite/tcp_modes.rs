@@ -28,7 +28,11 @@ pub fn checks(row: &Row) -> Vec<Check> {
             ("idle_timeout_of_zero", idle_timeout_of_zero),
             ("fastest_interval_starves_nothing", fastest_interval),
         ],
-        "echo-tcp-reactor" => &[("several_runtimes", several_runtimes)],
+        "echo-tcp-reactor" => &[
+            ("several_runtimes", several_runtimes),
+            #[cfg(target_os = "linux")]
+            ("frames_allocate_nothing", frames_allocate_nothing),
+        ],
         "pingpong" => &[("reports_round_trips", reports_round_trips), ("bad_flags", pingpong_flags)],
         _ => &[],
     };
@@ -67,6 +71,22 @@ fn several_runtimes(row: &Row) {
         assert_eq!(names, ["runtime-0\n", "runtime-1\n", "runtime-2\n"]);
     }
     server.stop();
+}
+
+/// Whatever their size: in one read, or cut by two.
+#[cfg(target_os = "linux")]
+fn frames_allocate_nothing(row: &Row) {
+    for len in [100, 10_000, 100_000] {
+        let allocations = |frames: u64| {
+            let server = Server::counting(row, &["--frames"]);
+            let peer = Peer::new(&server);
+            (0..frames).for_each(|number| peer.echo(&frame(&content(number, len))));
+            server.stop().1.allocations()
+        };
+        let (few, many) = (allocations(20), allocations(500));
+        assert!(few > 0, "the counter counts nothing");
+        assert!(many <= few + 10, "{few} allocations for 20 frames of {len} bytes, {many} for 500");
+    }
 }
 
 /// It ends by itself, with all round trips in the report, in order.

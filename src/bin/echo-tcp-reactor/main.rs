@@ -16,6 +16,8 @@
 //! | `reactor/deferred.rs` | orders by time |
 //! | `reactor/remote.rs` | orders from any thread, each with a completion; runtimes by name |
 //! | `reactor/mailbox.rs` | how orders get from one thread to another |
+//! | `reactor/codec.rs` | where a message ends in a stream |
+//! | `reactor/inbox.rs` | what was read, and is no whole message yet |
 //! | `reactor/outbox.rs` | what is sent, or waits to be |
 
 #[allow(dead_code, unused_imports, reason = "pingpong uses what this program does not")]
@@ -24,10 +26,10 @@ mod reactor;
 mod tests;
 
 use clap::{Args, value_parser};
-use echo_lab::stream::{Ledger, Split};
+use echo_lab::stream::Ledger;
 use echo_lab::{Attempt, Error, Result, cli, net, report, stop};
 use mio::net::TcpListener;
-use reactor::{Context, Flow, Names, Order, Reactor, Runtime, Settings};
+use reactor::{Context, Flow, Frames, Names, Order, Raw, Reactor, Runtime, Settings};
 use std::sync::{Arc, Mutex};
 use std::thread;
 
@@ -55,13 +57,15 @@ fn main() -> Result<()> {
     listener.set_nonblocking(true).attempt("make the listener non-blocking")?;
     let local = listener.local_addr().attempt("read the bound address")?;
     let settings = Settings {
-        split: flags.frames.then_some(Split::Frames),
-        limit: flags.max_frame as usize,
+        codec: match flags.frames {
+            true => Arc::new(Frames { limit: flags.max_frame as usize }),
+            false => Arc::new(Raw),
+        },
         buffer: flags.server.buffer as usize,
     };
     let ledger = Arc::new(Mutex::new(Ledger::new(&flags.server, local)));
     let names = Names::default();
-    let new = |number| Runtime::new(&format!("runtime-{number}"), &names, settings, ledger.clone());
+    let new = |number| Runtime::new(&format!("runtime-{number}"), &names, settings.clone(), ledger.clone());
     let runtimes = (0..flags.runtimes).map(new).collect::<Result<Vec<Runtime<()>>>>()?;
     let remotes: Vec<_> = runtimes.iter().map(Runtime::remote).collect();
     let waked = remotes.clone();

@@ -1,12 +1,13 @@
 //! What a peer of the server cannot see.
 
 use crate::reactor::{
-    Context, Flow, Full, Id, Names, ORDERS, Order, Reactor, Refused, Remote, Runtime, Settings, lock,
+    Codec, Context, Flow, Frames, Full, Id, Names, Next, ORDERS, Order, Reactor, Refused, Remote, Runtime, Settings,
+    TooLong, lock,
 };
 use echo_lab::cli::StreamArgs;
-use echo_lab::stream::{Ledger, Split};
+use echo_lab::stream::Ledger;
 use mio::net::{TcpListener, TcpStream};
-use std::io::{ErrorKind, Read, Write};
+use std::io::{ErrorKind, IoSlice, Read, Write};
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -53,7 +54,7 @@ fn ledger() -> Arc<Mutex<Ledger>> {
 }
 
 fn new(name: &str, names: &Names<Vec<u8>>, ledger: Arc<Mutex<Ledger>>) -> echo_lab::Result<Runtime<Vec<u8>>> {
-    let settings = Settings { split: Some(Split::Frames), limit: 64 << 20, buffer: 65536 };
+    let settings = Settings { codec: Arc::new(Frames { limit: 64 << 20 }), buffer: 65536 };
     Runtime::new(name, names, settings, ledger)
 }
 
@@ -326,7 +327,7 @@ impl Reactor<Vec<u8>> for Restless {
 
     fn command(&mut self, context: &mut Context<Vec<u8>>, _: Vec<u8>) -> Flow {
         self.0.fetch_add(1, Ordering::Relaxed);
-        context.remote.order(Order::Command(context.id, Vec::new()), |_| ());
+        context.remote().order(Order::Command(context.id(), Vec::new()), |_| ());
         Flow::Continue
     }
 }
@@ -395,6 +396,41 @@ fn a_read_that_ends_at_an_urgent_mark_goes_on() {
     peer.send(b"def").unwrap();
     drop(go_on);
     assert_eq!(next(&told), "message abcdef");
+    stop(&remote, thread);
+}
+
+/// A codec of one's own.
+struct Lines;
+
+impl Codec for Lines {
+    fn decode<'b>(&self, bytes: &'b [u8]) -> Result<Next<'b>, TooLong> {
+        Ok(match bytes.iter().position(|byte| *byte == b'\n') {
+            Some(end) => Next::Message(&bytes[..end], end + 1),
+            None if bytes.len() > 100 => return Err(TooLong(100)),
+            None => Next::More(bytes.len() + 1),
+        })
+    }
+
+    fn encode(&self, message: &[u8], write: &mut dyn FnMut(&[IoSlice])) {
+        write(&[IoSlice::new(message), IoSlice::new(b"\n")]);
+    }
+}
+
+#[test]
+fn a_program_may_have_a_codec_of_its_own() {
+    let settings = Settings { codec: Arc::new(Lines), buffer: 16 };
+    let runtime = Runtime::new("lines", &Names::default(), settings, ledger()).unwrap();
+    let remote = runtime.remote();
+    let thread = thread::spawn(|| runtime.run().unwrap());
+    let (id, mut peer, told) = connect(&remote);
+    peer.write_all(b"one\n\na line of more than one read\nlast").unwrap();
+    assert_eq!([(); 3].map(|()| next(&told)), ["message one", "message ", "message a line of more than one read"]);
+    ordered(&remote, Order::Command(id, b"answer".to_vec())).unwrap();
+    let mut answer = [0; 7];
+    peer.read_exact(&mut answer).unwrap();
+    assert_eq!(answer, *b"answer\n");
+    peer.write_all(&[b'x'; 200]).unwrap();
+    assert_eq!([next(&told), next(&told)], ["sent true", "closed"]);
     stop(&remote, thread);
 }
 

@@ -1,5 +1,6 @@
 //! What a connection sends: at once if the kernel takes it, else in order when there is room.
 
+use super::codec::Codec;
 use super::lock;
 use echo_lab::stream::{Ledger, Moved};
 use mio::net::TcpStream;
@@ -15,11 +16,14 @@ const LIMIT: usize = 16 << 20;
 pub struct Full;
 
 /// Told whether a message was handed to the kernel.
-type Then = Box<dyn FnOnce(bool) + Send>;
+pub type Then = Box<dyn FnOnce(bool) + Send>;
 
+/// Holds memory only while it holds bytes.
+#[derive(Default)]
 pub struct Outbox {
-    frames: bool,
     waiting: Vec<u8>,
+    /// Where those begin that were not sent.
+    start: usize,
     /// Bytes ever sent or queued, and those sent: the difference waits.
     queued: u64,
     sent: u64,
@@ -29,13 +33,9 @@ pub struct Outbox {
 }
 
 impl Outbox {
-    pub fn new(frames: bool) -> Self {
-        Self { frames, waiting: Vec::new(), queued: 0, sent: 0, told: VecDeque::new(), failed: false }
-    }
-
     /// Bytes that wait.
     pub fn len(&self) -> usize {
-        self.waiting.len()
+        self.waiting.len() - self.start
     }
 
     /// A write failed: the connection is over.
@@ -45,24 +45,34 @@ impl Outbox {
 
     pub fn send(
         &mut self,
-        mut stream: &TcpStream,
+        stream: &TcpStream,
+        codec: &dyn Codec,
         ledger: &Mutex<Ledger>,
         message: &[u8],
         then: Option<Then>,
     ) -> Result<(), Full> {
-        let header = (message.len() as u32).to_be_bytes();
-        let header = if self.frames { &header[..] } else { &[] };
-        let len = header.len() + message.len();
-        if self.waiting.len() + len > LIMIT && !self.waiting.is_empty() {
+        let mut result = Ok(());
+        codec.encode(message, &mut |parts| result = self.send_parts(stream, ledger, parts));
+        if let (Ok(()), Some(then)) = (result, then) {
+            self.told.push_back((self.queued, then));
+            self.tell();
+        }
+        result
+    }
+
+    fn send_parts(&mut self, mut stream: &TcpStream, ledger: &Mutex<Ledger>, parts: &[IoSlice]) -> Result<(), Full> {
+        let len: usize = parts.iter().map(|part| part.len()).sum();
+        let waits = self.len();
+        if waits > 0 && waits + len > LIMIT {
             lock(ledger).unsent(len);
             return Err(Full);
         }
         self.queued += len as u64;
         let mut written = 0;
-        if self.waiting.is_empty() && !self.failed && len > 0 {
-            let result = match self.frames {
-                true => stream.write_vectored(&[IoSlice::new(header), IoSlice::new(message)]),
-                false => stream.write(message),
+        if waits == 0 && !self.failed && len > 0 {
+            let result = match parts {
+                [part] => stream.write(part),
+                parts => stream.write_vectored(parts),
             };
             match lock(ledger).wrote(result) {
                 Moved::Bytes(count) => written = count,
@@ -71,23 +81,30 @@ impl Outbox {
             }
         }
         self.sent += written as u64;
-        self.waiting.extend(header.iter().chain(message).skip(written));
-        if let Some(then) = then {
-            self.told.push_back((self.queued, then));
-            self.tell();
+        if written == len {
+            return Ok(());
+        }
+        self.waiting.drain(..self.start);
+        self.start = 0;
+        if waits == 0 {
+            self.waiting.reserve_exact(len - written);
+        }
+        for part in parts {
+            self.waiting.extend_from_slice(&part[written.min(part.len())..]);
+            written = written.saturating_sub(part.len());
         }
         Ok(())
     }
 
     /// Sends what waits, in one call.
     pub fn flush(&mut self, mut stream: &TcpStream, ledger: &Mutex<Ledger>) -> Moved {
-        let result = stream.write(&self.waiting);
+        let result = stream.write(&self.waiting[self.start..]);
         let moved = lock(ledger).wrote(result);
         if let Moved::Bytes(count) = moved {
             self.sent += count as u64;
-            self.waiting.drain(..count);
-            if self.waiting.is_empty() {
-                self.waiting = Vec::new();
+            self.start += count;
+            if self.start == self.waiting.len() {
+                (self.waiting, self.start) = (Vec::new(), 0);
             }
             self.tell();
         }

@@ -1,12 +1,14 @@
 //! The loop of one thread. It waits in the kernel until there is something to do, for as long as that takes.
 
+use super::codec::{Codec, Next};
 use super::deferred::Deferred;
+use super::inbox::Inbox;
 use super::outbox::Outbox;
 use super::remote::{Done, Entry, Names, ORDERS, Order, Place, Refused, Remote, Sealed, Stream};
-use super::{Context, Flow, Id, Reactor, lock};
+use super::{Around, Context, Flow, Id, Reactor, lock};
 use echo_lab::ledger::DRAIN_DEADLINE;
 use echo_lab::policy::is_exhausted;
-use echo_lab::stream::{Accepted, Inbox, Ledger, Moved, PAUSE, Split};
+use echo_lab::stream::{Accepted, Ledger, Moved, PAUSE};
 use echo_lab::{Attempt, Error, Result, stop};
 use mio::event::Source;
 use mio::net::{TcpListener, TcpStream};
@@ -14,6 +16,7 @@ use mio::{Events, Interest, Poll, Token, Waker};
 use std::collections::HashMap;
 use std::io::{self, ErrorKind, Read};
 use std::net::Shutdown;
+use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -23,20 +26,17 @@ const TURN: usize = 32;
 const WAKER: Token = Token(0);
 
 /// How the connections of a runtime are read.
-#[derive(Clone, Copy)]
+#[derive(Clone)]
 pub struct Settings {
-    /// Messages; without it, bytes as they come.
-    pub split: Option<Split>,
-    /// Bytes of the longest message.
-    pub limit: usize,
-    /// Bytes read at a time. While more wait to be sent, nothing is read.
+    pub codec: Arc<dyn Codec>,
+    /// Bytes read at a time.
     pub buffer: usize,
 }
 
 pub struct Runtime<C> {
     name: String,
     names: Names<C>,
-    settings: Settings,
+    codec: Arc<dyn Codec>,
     ledger: Arc<Mutex<Ledger>>,
     poll: Poll,
     events: Events,
@@ -52,7 +52,9 @@ pub struct Runtime<C> {
     paused: Vec<Id>,
     /// Once it was told to stop.
     deadline: Option<Instant>,
+    /// For what one connection is reading, and the memory for the next inbox that needs some.
     buffer: Vec<u8>,
+    spare: Vec<u8>,
     waits: u64,
 }
 
@@ -72,7 +74,7 @@ enum Socket<C> {
 struct Connection<C> {
     reactor: Box<dyn Reactor<C>>,
     stream: TcpStream,
-    inbox: Option<Inbox>,
+    inbox: Inbox,
     outbox: Outbox,
     flow: Flow,
     entry: Option<Entry>,
@@ -82,8 +84,7 @@ impl<C> Drop for Connection<C> {
     fn drop(&mut self) {
         self.reactor.closed();
         if let Some(Entry(ledger)) = &self.entry {
-            let unread = self.inbox.as_ref().map_or(0, Inbox::len);
-            lock(ledger).unsent(unread + self.outbox.len());
+            lock(ledger).unsent(self.inbox.bytes().len() + self.outbox.len());
         }
     }
 }
@@ -109,7 +110,7 @@ impl<C: Send + 'static> Runtime<C> {
         Ok(Self {
             name: name.into(),
             names: names.clone(),
-            settings,
+            codec: settings.codec,
             ledger,
             poll,
             events: Events::with_capacity(256),
@@ -122,6 +123,7 @@ impl<C: Send + 'static> Runtime<C> {
             paused: Vec::new(),
             deadline: None,
             buffer: vec![0; settings.buffer],
+            spare: Vec::new(),
             waits: 0,
         })
     }
@@ -217,8 +219,8 @@ impl<C: Send + 'static> Runtime<C> {
             Order::Close(id) => self.sockets.remove(&id).map(|_| id).ok_or(Refused::Gone(id)),
             Order::Command(id, command) => match self.sockets.get_mut(&id) {
                 Some(Socket::Connected(connection)) => {
-                    connection
-                        .call(id, &self.remote, &self.ledger, |reactor, context| reactor.command(context, command));
+                    let around = Around { id, remote: &self.remote, codec: &*self.codec, ledger: &self.ledger };
+                    connection.call(around, |reactor, context| reactor.command(context, command));
                     self.again.push(id);
                     Ok(id)
                 }
@@ -263,10 +265,10 @@ impl<C: Send + 'static> Runtime<C> {
         done.tell(Ok(id));
         // A peer waits for an answer: it must not wait for more to be sent with it. Fails if the peer has gone.
         let _ = stream.set_nodelay(true);
-        let inbox = self.settings.split.map(|split| Inbox::new(split, self.settings.limit));
-        let outbox = Outbox::new(inbox.is_some());
-        let mut connection = Connection { reactor, stream, inbox, outbox, flow: Flow::Continue, entry };
-        connection.call(id, &self.remote, &self.ledger, |reactor, context| reactor.connected(context));
+        let (inbox, outbox, flow) = (Inbox::default(), Outbox::default(), Flow::Continue);
+        let mut connection = Connection { reactor, stream, inbox, outbox, flow, entry };
+        let around = Around { id, remote: &self.remote, codec: &*self.codec, ledger: &self.ledger };
+        connection.call(around, |reactor, context| reactor.connected(context));
         if self.deadline.is_some() {
             connection.read_no_more();
         }
@@ -286,7 +288,8 @@ impl<C: Send + 'static> Runtime<C> {
                 }
             }
             Some(Socket::Connected(connection)) => {
-                match connection.turn(id, &self.remote, &self.ledger, &mut self.buffer) {
+                let around = Around { id, remote: &self.remote, codec: &*self.codec, ledger: &self.ledger };
+                match connection.turn(around, &mut self.buffer, &mut self.spare) {
                     Moved::Over => drop(self.sockets.remove(&id)),
                     Moved::WouldBlock => {}
                     _ => self.again.push(id),
@@ -345,62 +348,69 @@ impl<C> Connection<C> {
     }
 
     /// Calls the reactor.
-    fn call(
-        &mut self,
-        id: Id,
-        remote: &Remote<C>,
-        ledger: &Mutex<Ledger>,
-        with: impl FnOnce(&mut dyn Reactor<C>, &mut Context<C>) -> Flow,
-    ) {
-        let mut context = Context { id, remote, stream: &self.stream, outbox: &mut self.outbox, ledger };
+    fn call(&mut self, around: Around<C>, with: impl FnOnce(&mut dyn Reactor<C>, &mut Context<C>) -> Flow) {
+        let mut context = Context { around, stream: &self.stream, outbox: &mut self.outbox };
         if with(&mut *self.reactor, &mut context) == Flow::Close {
             self.flow = Flow::Close;
         }
     }
 
     /// Sends, dispatches and reads until a call would block, or others should have their turn.
-    fn turn(&mut self, id: Id, remote: &Remote<C>, ledger: &Mutex<Ledger>, buffer: &mut [u8]) -> Moved {
+    fn turn(&mut self, around: Around<C>, buffer: &mut [u8], spare: &mut Vec<u8>) -> Moved {
+        // What of the buffer was read, and not used yet.
+        let mut fresh = 0..0;
+        let moved = self.steps(around, buffer, &mut fresh, spare);
+        self.inbox.append(&buffer[fresh], 0, spare);
+        self.inbox.tidy(spare);
+        moved
+    }
+
+    fn steps(&mut self, around: Around<C>, buffer: &mut [u8], fresh: &mut Range<usize>, spare: &mut Vec<u8>) -> Moved {
         for _ in 0..TURN {
             if self.outbox.has_failed() || self.flow == Flow::Close && self.outbox.len() == 0 {
                 return Moved::Over;
             }
+            // While anything waits to be sent, nothing is dispatched and nothing is read.
             if self.outbox.len() > 0 {
-                match self.outbox.flush(&self.stream, ledger) {
-                    Moved::WouldBlock if self.flow == Flow::Close || self.outbox.len() > buffer.len() => {
-                        return Moved::WouldBlock;
-                    }
-                    Moved::WouldBlock => {}
-                    Moved::Over => return Moved::Over,
+                match self.outbox.flush(&self.stream, around.ledger) {
                     Moved::Bytes(_) | Moved::Again => continue,
+                    blocked => return blocked,
                 }
             }
-            let mut context = Context { id, remote, stream: &self.stream, outbox: &mut self.outbox, ledger };
-            if let Some(inbox) = &mut self.inbox {
-                match inbox.next_message() {
-                    Ok(Some(frame)) => {
-                        self.flow = self.reactor.message(&mut context, &frame[4..]);
+            // A message that came in one read is not copied.
+            let (bytes, kept) = match self.inbox.bytes() {
+                [] => (&buffer[fresh.clone()], false),
+                kept => (kept, true),
+            };
+            let mut missing = 0;
+            if !bytes.is_empty() {
+                match around.codec.decode(bytes) {
+                    Ok(Next::Message(message, used)) => {
+                        let mut context = Context { around, stream: &self.stream, outbox: &mut self.outbox };
+                        self.flow = self.reactor.message(&mut context, message);
+                        match kept {
+                            true => self.inbox.used(used),
+                            false => fresh.start += used,
+                        }
                         continue;
                     }
-                    Ok(None) => {}
+                    Ok(Next::More(len)) => missing = len,
                     Err(too_long) => {
-                        lock(ledger).too_long(too_long);
+                        lock(around.ledger).too_long(too_long);
                         return Moved::Over;
                     }
                 }
             }
+            self.inbox.append(&buffer[std::mem::take(fresh)], missing, spare);
             // A read that does not fill the buffer may have ended at an urgent mark (tcp(7)), so it goes on until there
             // is nothing: only then will an edge tell of more.
             let result = (&self.stream).read(buffer);
             // The lock is not held while the reactor is called.
-            let moved = lock(ledger).read(result);
+            let moved = lock(around.ledger).read(result);
             match moved {
-                Moved::Bytes(count) => match &mut self.inbox {
-                    Some(inbox) => inbox.push(&buffer[..count]),
-                    None => self.flow = self.reactor.message(&mut context, &buffer[..count]),
-                },
+                Moved::Bytes(count) if self.inbox.bytes().is_empty() => *fresh = 0..count,
+                Moved::Bytes(count) => self.inbox.append(&buffer[..count], missing, spare),
                 Moved::Again => {}
-                // What is owed to a peer that sends no more is sent before the end.
-                Moved::Over if self.outbox.len() > 0 => self.flow = Flow::Close,
                 over => return over,
             }
         }
