@@ -3,18 +3,52 @@
 
 use crate::{Attempt, Result, no_ring};
 use io_uring::types::{BufRingEntry, CancelBuilder};
-use io_uring::{IoUring, squeue};
+use io_uring::{IoUring, cqueue, squeue};
 use slab::Slab;
 use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
 use std::io::{self, ErrorKind};
+use std::ops::{Deref, DerefMut};
 use std::sync::atomic::{AtomicU16, Ordering};
+
+/// A ring whose operations all end when it is dropped: after that no memory belongs to the kernel any more. So it must be
+/// dropped before what its operations point to. Let it be the first field of a struct: fields are dropped in order.
+pub struct Ring(IoUring);
 
 /// A ring for `entries` submissions and eight times as many completions. Only this thread enters it (SINGLE_ISSUER), and
 /// only there the kernel works for it (DEFER_TASKRUN): an operation that had to wait goes on inside the program's own wait.
-pub fn open(entries: u32) -> Result<IoUring> {
+pub fn open(entries: u32) -> Result<Ring> {
     let mut builder = IoUring::builder();
     builder.setup_single_issuer().setup_defer_taskrun().setup_submit_all().setup_cqsize(8 * entries);
-    builder.build(entries).map_err(no_ring)
+    builder.build(entries).map(Ring).map_err(no_ring)
+}
+
+impl Ring {
+    /// The oldest completion that was not yet looked at, if there is one.
+    pub fn next_completion(&mut self) -> Option<cqueue::Entry> {
+        self.completion().next()
+    }
+}
+
+impl Drop for Ring {
+    fn drop(&mut self) {
+        // If it fails no memory is touched either: the kernel works for this ring only inside io_uring_enter, where this
+        // thread never is again.
+        let _ = self.submitter().register_sync_cancel(None, CancelBuilder::any());
+    }
+}
+
+impl Deref for Ring {
+    type Target = IoUring;
+
+    fn deref(&self) -> &IoUring {
+        &self.0
+    }
+}
+
+impl DerefMut for Ring {
+    fn deref_mut(&mut self) -> &mut IoUring {
+        &mut self.0
+    }
 }
 
 /// Queues `entry`; if there is no room, submits what is queued first.
@@ -43,14 +77,6 @@ pub fn entered(result: io::Result<usize>) -> Result<()> {
 /// What a completion says, in the form of a system call's result.
 pub fn outcome(result: i32) -> io::Result<usize> {
     usize::try_from(result).map_err(|_| io::Error::from_raw_os_error(-result))
-}
-
-/// Ends all operations: after it, no memory belongs to the kernel any more.
-pub fn cancel_all(ring: &IoUring) -> Result<()> {
-    match ring.submitter().register_sync_cancel(None, CancelBuilder::any()) {
-        Err(error) if error.kind() != ErrorKind::NotFound => Err(error).attempt("cancel what the ring still does"),
-        _ => Ok(()),
-    }
 }
 
 /// Buffers for receives that name none: the kernel takes the next from a ring of `free` buffers (a second ring, shared as
@@ -157,7 +183,7 @@ impl Drop for Provided {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use io_uring::{cqueue, opcode, types::Fd};
+    use io_uring::{opcode, types::Fd};
     use std::net::UdpSocket;
     use std::os::fd::AsRawFd;
 
@@ -172,14 +198,14 @@ mod tests {
     #[test]
     fn of_many_receives_that_wait_some_end_up_in_a_thread_of_the_kernel() {
         let (server, client) = pair();
-        let mut ring = open(8).unwrap();
         let mut bytes = [[0u8; 8]; 4];
+        let mut ring = open(8).unwrap();
         let workers = || {
             let tasks = std::fs::read_dir("/proc/self/task").unwrap().flatten();
             let name = |task: std::fs::DirEntry| std::fs::read_to_string(task.path().join("comm")).unwrap_or_default();
             tasks.map(name).filter(|name| name.starts_with("iou-wrk")).count()
         };
-        let mut arm = |ring: &mut IoUring, at: usize| {
+        let mut arm = |ring: &mut Ring, at: usize| {
             let receive = opcode::Recv::new(Fd(server.as_raw_fd()), bytes[at].as_mut_ptr(), 8);
             // SAFETY: `bytes` outlive the ring's operations, and are not looked at.
             unsafe { push(ring, &receive.build().user_data(at as u64)) }.unwrap();
@@ -197,7 +223,6 @@ mod tests {
         }
         assert!(workers() > 0, "none after {received} datagrams");
         assert!(received > 100, "after {received} datagrams");
-        cancel_all(&ring).unwrap();
     }
 
     /// What is held is replaced up to the limit; then a receive fails, without loss, until something is given back.
@@ -235,6 +260,5 @@ mod tests {
         held.drain(..2).for_each(|id| buffers.give_back(id));
         buffers.refill();
         assert!(!buffers.is_empty());
-        cancel_all(&ring).unwrap();
     }
 }

@@ -186,7 +186,6 @@ fn main() -> Result<()> {
             unsafe { ring::push(&mut ring, &cancel) }?;
         }
     }
-    ring::cancel_all(&ring)?;
     ledger.unsent(waiting.len());
     ledger.finish(&socket)
 }

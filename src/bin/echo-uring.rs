@@ -166,7 +166,6 @@ fn main() -> Result<()> {
             unsafe { ring::push(&mut ring, &opcode::AsyncCancel::new(armed).build().user_data(CANCEL)) }?;
         }
     }
-    ring::cancel_all(&ring)?;
     ledger.unsent(waiting.len());
     ledger.finish(&socket)
 }

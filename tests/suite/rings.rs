@@ -29,6 +29,10 @@ pub fn checks(row: &Row) -> Vec<Check> {
     for error in ["EINTR", "EAGAIN", "EBUSY"] {
         checks.push(check(format!("enter_fails_with_{error}"), Needs::Strace, move |row| enter_fails(row, error)));
     }
+    // A runtime panics.
+    if row.allocations == Allocations::None {
+        checks.push(check("unusable_ring", Needs::Strace, unusable_ring));
+    }
     checks.push(check("leaves_no_work_to_threads_of_the_kernel", Needs::Nothing, one_thread));
     let table: &[(&str, Needs, Run)] = match row.kind {
         Kind::Tcp => &[
@@ -80,6 +84,22 @@ fn enter_fails(row: &Row, error: &str) {
         let (_, ended) = server.stop();
         assert!(ended.trace.contains("(INJECTED)"), "nothing was injected into io_uring_enter");
     }
+}
+
+/// The server ends, and before its memory goes so do the operations that point there.
+fn unusable_ring(row: &Row) {
+    let server = Server::strace(row, &["-e", "inject=io_uring_enter:error=EBADF:when=2+"], &[]);
+    match row.kind {
+        Kind::Tcp => drop(Peer::new(&server)),
+        _ => server.client().send(b"wakes it"),
+    }
+    let ended = server.wait();
+    let says = "Error: cannot enter the ring: Bad file descriptor (os error 9)\n";
+    assert_eq!((ended.status.code(), ended.stderr.as_str()), (Some(1), says));
+    let (_, end) = ended.trace.rsplit_once("(INJECTED)").expect("something was injected");
+    // strace 6.1 has only its number (linux/io_uring.h).
+    let cancels = end.contains("IORING_REGISTER_SYNC_CANCEL") || end.contains("0x18 /* IORING_REGISTER_??? */");
+    assert!(cancels, "no operation was cancelled: {end}");
 }
 
 /// An operation that cannot wait for its socket, or has waited in vain too often, is given to a thread of the kernel's.

@@ -110,7 +110,6 @@ fn main() -> Result<()> {
             server.go_on(key, &mut ring, &mut tried, &mut starved)?;
         }
     }
-    ring::cancel_all(&ring)?;
     let held = server.connections.iter().map(|(_, connection)| connection.held()).sum();
     server.ledger.unsent(held);
     server.ledger.finish()
