@@ -468,20 +468,15 @@ pub const ROWS: &[Row] = &[
             "What if a program only says how it reacts to messages and commands?",
         )
     },
-    Row {
-        held: Held { fixed: 2048, idle: 0, silent: 8, messages: 0 },
-        // The kernel ends a multishot receive's turn there (tcp_inq).
-        reads_all: false,
-        ..ringing(tcp(
-            "echo-tcp-uring",
-            &["uring"],
-            cfg!(feature = "uring"),
-            Systems::Linux,
-            None,
-            1,
-            "How does one thread serve many connections with io_uring?",
-        ))
-    },
+    ringing(tcp(
+        "echo-tcp-uring",
+        &["uring"],
+        cfg!(feature = "uring"),
+        Systems::Linux,
+        None,
+        1,
+        "How does one thread serve many connections with io_uring?",
+    )),
     Row {
         trace_flags: &["--polls", "3", "--interval", "20"],
         ..probe("future-notify", &["futures"], cfg!(feature = "futures"), "Who polls a future again, and when?")
