@@ -3,7 +3,7 @@
 
 use crate::{Attempt, Result, no_ring};
 use io_uring::types::{BufRingEntry, CancelBuilder};
-use io_uring::{IoUring, cqueue, squeue};
+use io_uring::{IoUring, cqueue};
 use slab::Slab;
 use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
 use std::io::{self, ErrorKind};
@@ -49,19 +49,6 @@ impl DerefMut for Ring {
     fn deref_mut(&mut self) -> &mut IoUring {
         &mut self.0
     }
-}
-
-/// Queues `entry`; if there is no room, submits what is queued first.
-///
-/// # Safety
-///
-/// What `entry` points to stays as it is, and is used by nothing else, until its completion.
-pub unsafe fn push(ring: &mut IoUring, entry: &squeue::Entry) -> Result<()> {
-    // SAFETY: the caller's promise.
-    while unsafe { ring.submission().push(entry) }.is_err() {
-        entered(ring.submit())?;
-    }
-    Ok(())
 }
 
 /// Judges io_uring_enter(2). It may end before anything was submitted: by a signal, a time limit, for want of memory, or
@@ -183,7 +170,7 @@ impl Drop for Provided {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use io_uring::{opcode, types::Fd};
+    use io_uring::{opcode, squeue, types::Fd};
     use std::net::UdpSocket;
     use std::os::fd::AsRawFd;
 
@@ -191,6 +178,14 @@ mod tests {
         let [server, client] = [(); 2].map(|()| UdpSocket::bind("127.0.0.1:0").unwrap());
         client.connect(server.local_addr().unwrap()).unwrap();
         (server, client)
+    }
+
+    /// # Safety
+    ///
+    /// What `entry` points to outlives the ring, and is used by nothing else until the completion.
+    unsafe fn push(ring: &mut Ring, entry: &squeue::Entry) {
+        // SAFETY: the caller's promise.
+        unsafe { ring.submission().push(entry) }.unwrap();
     }
 
     /// Why no server here keeps many receives waiting at one socket: each datagram wakes them all, and one that is woken
@@ -208,7 +203,7 @@ mod tests {
         let mut arm = |ring: &mut Ring, at: usize| {
             let receive = opcode::Recv::new(Fd(server.as_raw_fd()), bytes[at].as_mut_ptr(), 8);
             // SAFETY: `bytes` outlive the ring's operations, and are not looked at.
-            unsafe { push(ring, &receive.build().user_data(at as u64)) }.unwrap();
+            unsafe { push(ring, &receive.build().user_data(at as u64)) };
         };
         (0..4).for_each(|at| arm(&mut ring, at));
         entered(ring.submit()).unwrap();
@@ -238,7 +233,7 @@ mod tests {
         while held.len() < 5 {
             if !armed {
                 // SAFETY: the kernel picks a buffer that was provided.
-                unsafe { push(&mut ring, &receive) }.unwrap();
+                unsafe { push(&mut ring, &receive) };
             }
             entered(ring.submit_and_wait(1)).unwrap();
             for completion in ring.completion() {
