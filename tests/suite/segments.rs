@@ -1,13 +1,16 @@
 //! Datagrams that enter and leave the kernel in pieces (UDP_SEGMENT): for a server's peer nothing may change.
 
 use crate::rings::{namespaced, shell};
-use crate::server::{Client, Server, number};
+use crate::server::{Client, Server, number, summary};
 use crate::{Check, Needs, check};
 use echo_lab::catalog::Row;
 use std::os::fd::AsRawFd;
 
 pub fn checks(row: &Row) -> Vec<Check> {
-    let mut checks = vec![check("segments_keep_their_boundaries", Needs::Nothing, boundaries)];
+    let mut checks = vec![
+        check("segments_keep_their_boundaries", Needs::Nothing, boundaries),
+        check("count_within_a_piece", Needs::Nothing, count),
+    ];
     if ["echo-gso", "echo-quinn-udp"].contains(&row.name) {
         for error in ["EIO", "EINVAL", "EMSGSIZE"] {
             checks.push(check(format!("a_piece_refused_with_{error}_is_sent_one_by_one"), Needs::Strace, move |row| {
@@ -38,6 +41,18 @@ pub fn send_piece(client: &Client, size: usize, count: usize, last: usize) -> Ve
     let datagrams: Vec<_> = (0..count).map(|number| vec![number as u8; len(number)]).collect();
     client.send(&datagrams.concat());
     datagrams
+}
+
+/// As many echoes as asked for, although more came in one piece.
+fn count(row: &Row) {
+    let server = Server::start(row, &["--count", "7"]);
+    let client = server.client();
+    let sent = send_piece(&client, 50, 30, 50);
+    sent[..7].iter().for_each(|datagram| assert!(client.recv() == *datagram));
+    let summary = summary(&server.wait());
+    assert_eq!(number(&summary["echoed"]), 7, "{summary}");
+    client.0.set_nonblocking(true).unwrap();
+    assert!(client.0.recv(&mut [0; 100]).is_err(), "more than it counts");
 }
 
 fn boundaries(row: &Row) {

@@ -24,6 +24,7 @@ pub fn checks() -> Vec<Check> {
     ];
     let mut checks: Vec<_> = table.map(|(name, run)| check(name, Needs::Nothing, run)).into();
     checks.push(check("tracer_attached_and_detached", Needs::Strace, tracer));
+    checks.push(check("burst_before_one_wait", Needs::Strace, burst_before_one_wait));
     checks.push(check("sigterm_while_it_never_catches_up", Needs::Strace, sigterm_while_it_never_catches_up));
     checks
 }
@@ -134,6 +135,21 @@ pub fn burst_beyond_all_limits(row: &Row, flags: &[&str]) {
     (0..3).for_each(|_| server.echo_burst(&client, BURST));
     let (summary, _) = server.stop();
     assert_eq!(number(&summary["echoed"]), u64::from(1 + 3 * BURST), "{summary}");
+}
+
+/// All is there when the wait begins, so it tells of it once: of what the loop leaves behind then no edge will tell. (A wait
+/// that SIGSTOP interrupts tells of it again.)
+fn burst_before_one_wait(row: &Row) {
+    const BURST: u32 = 350;
+    let calls = row.calls.expect("a server has calls");
+    let inject = format!("inject={}:delay_enter=200000:when=2..8", calls.wait.unwrap_or(calls.recv));
+    let server = Server::strace(row, &["-e", &inject], &["--recv-buffer", "212992"]);
+    let client = server.client();
+    socket2::SockRef::from(&client.0).set_recv_buffer_size(212_992).unwrap();
+    client.echo_numbers(0..1);
+    (0..BURST).for_each(|number| client.send(&number.to_be_bytes()));
+    (0..BURST).for_each(|number| assert_eq!(client.recv(), number.to_be_bytes()));
+    server.stop();
 }
 
 /// As many echoes as asked for, although more has been received.
