@@ -142,11 +142,13 @@ pub fn burst_beyond_all_limits(row: &Row, flags: &[&str]) {
 fn burst_before_one_wait(row: &Row) {
     const BURST: u32 = 350;
     let calls = row.calls.expect("a server has calls");
-    let inject = format!("inject={}:delay_enter=200000:when=2..8", calls.wait.unwrap_or(calls.recv));
+    let inject = format!("inject={}:delay_enter=500000:when=2..4", calls.wait.unwrap_or(calls.recv));
     let server = Server::strace(row, &["-e", &inject], &["--recv-buffer", "212992"]);
     let client = server.client();
     socket2::SockRef::from(&client.0).set_recv_buffer_size(212_992).unwrap();
     client.echo_numbers(0..1);
+    // Until it has found nothing more, and is about to wait.
+    thread::sleep(Duration::from_millis(100));
     (0..BURST).for_each(|number| client.send(&number.to_be_bytes()));
     (0..BURST).for_each(|number| assert_eq!(client.recv(), number.to_be_bytes()));
     server.stop();
