@@ -1,4 +1,5 @@
-//! Every check for every binary of the catalogue, each a test of its own: `cargo test --all-features -- echo-tokio::`.
+//! Every check for every binary of the catalogue, each a test of its own. What users run is tested, release binaries:
+//! `cargo test --release --all-features --test suite -- echo-tokio::`.
 //! The checks are black box: sockets, signals, system-call traces, output, exit status.
 //!
 //! A check that cannot run here is shown as ignored, with what it needs. With ECHO_LAB_RUN_ALL=1 it fails instead.
