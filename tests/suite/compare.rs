@@ -1,6 +1,6 @@
 //! The side-by-side tool as its user sees it. Its figures are not judged here: the machine that tests is busy.
 
-use crate::server::{bin, number, run};
+use crate::server::{PATIENCE, bin, number, run};
 use crate::{Check, Needs, Run, check};
 use echo_lab::catalog::{EPOLL_WAIT, Row, find};
 use serde_json::Value;
@@ -102,10 +102,21 @@ fn connections(_: &Row) {
 
 /// Runs it with `--quick` and these flags: status, output, and the results, which are as the schema says.
 fn quick(flags: &[&str]) -> (Option<i32>, String, String, Value) {
+    quick_while(flags, |_| ())
+}
+
+/// As [`quick`], while `meanwhile` does something to it.
+fn quick_while(flags: &[&str], meanwhile: impl FnOnce(&Child)) -> (Option<i32>, String, String, Value) {
     static RUNS: AtomicU32 = AtomicU32::new(0);
     let file = temporary(&format!("{}.json", RUNS.fetch_add(1, Ordering::Relaxed)));
     let path = file.to_str().unwrap();
-    let (status, stdout, stderr) = run("compare", &[&["--quick", "--export-json", path], flags].concat());
+    let mut command = Command::new(bin("compare"));
+    command.args(["--quick", "--export-json", path]).args(flags);
+    let child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("starts");
+    meanwhile(&child);
+    let output = child.wait_with_output().unwrap();
+    let [stdout, stderr] = [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
+    let status = output.status.code();
     let json = fs::read_to_string(&file).unwrap_or_else(|error| panic!("{error}: {stderr}"));
     fs::remove_file(&file).unwrap();
     let results = serde_json::from_str(&json).unwrap();
@@ -321,10 +332,24 @@ fn overload(_: &Row) {
     assert!(stdout.contains("echo-blocking: did not keep 10000000 datagrams/s: "), "{stdout}");
 }
 
-/// The rounds before its end are kept: it ends in the second of eleven if the machine is fast, in the last if it is slow.
+/// The rounds before its end are kept. It ends once the second process of the reference, whose turn comes last in a round, has
+/// been loaded: CPU time says so, which its start alone does not take.
 fn reference_that_ends(_: &Row) {
-    let dying = format!("dies={} --bind {{addr}} --count 50000", bin("echo-blocking").display());
-    let (status, stdout, _, results) = quick(&["echo-blocking", "--peer", &dying, "--reference", "dies"]);
+    const LOADED: u64 = 5_000_000; // ns
+    let dying = format!("dies={} --bind {{addr}}", bin("echo-blocking").display());
+    let flags = ["echo-blocking", "--peer", &dying, "--reference", "dies"];
+    let (status, stdout, _, results) = quick_while(&flags, |compare| {
+        let servers = servers(compare, 3);
+        let [reference, again] = [0, 1].map(|number: usize| &servers[number]);
+        let used = |server: &Path| {
+            let text = fs::read_to_string(server.join("schedstat")).unwrap();
+            text.split(' ').next().unwrap().parse::<u64>().unwrap()
+        };
+        until("the reference is loaded", || used(again) > LOADED);
+        let id = reference.file_name().unwrap().to_str().unwrap().parse().unwrap();
+        // SAFETY: no memory is involved; compare has not waited for its server, which runs, so the id is still its own.
+        unsafe { libc::kill(id, libc::SIGKILL) };
+    });
     assert_eq!((status, subjects(&results).len()), (Some(1), 1), "{stdout}");
     assert!(stdout.contains("dies: not measured: "), "{stdout}");
     assert!(stdout.contains("; the rounds before it are kept"), "{stdout}");
@@ -396,16 +421,25 @@ fn children(of: &Child) -> Vec<PathBuf> {
     text.split_whitespace().map(|id| Path::new("/proc").join(id)).collect()
 }
 
+/// The servers that it has started, in that order, once there are `count`.
+fn servers(compare: &Child, count: usize) -> Vec<PathBuf> {
+    until("it has started its servers", || children(compare).len() == count);
+    children(compare)
+}
+
+fn until(what: &str, mut holds: impl FnMut() -> bool) {
+    let limit = Instant::now() + PATIENCE;
+    while !holds() {
+        assert!(Instant::now() < limit, "waited {PATIENCE:?} until {what}");
+        thread::sleep(Duration::from_millis(2));
+    }
+}
+
 /// However it ends, no server is left.
 fn ended_by(signal: i32) {
     let mut command = Command::new(bin("compare"));
     let mut compare = command.args(["echo-mio-edge"]).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
-    let limit = Instant::now() + Duration::from_secs(10);
-    while children(&compare).len() < 3 && Instant::now() < limit {
-        thread::sleep(Duration::from_millis(5));
-    }
-    let servers = children(&compare);
-    assert_eq!(servers.len(), 3);
+    let servers = servers(&compare, 3);
     // SAFETY: no memory is involved; the child has not been waited for, so the id is still its own.
     unsafe { libc::kill(compare.id() as i32, signal) };
     let status = compare.wait().unwrap();
@@ -414,10 +448,5 @@ fn ended_by(signal: i32) {
         assert_eq!(status.code(), Some(1), "{stderr}");
         assert!(stderr.starts_with("Error: interrupted: "), "{stderr}");
     }
-    let limit = Instant::now() + Duration::from_secs(5);
-    let left = || servers.iter().map(|server| fs::read_to_string(server.join("stat"))).filter_map(Result::ok);
-    while left().count() > 0 {
-        assert!(Instant::now() < limit, "left: {:?}", left().collect::<Vec<_>>());
-        thread::sleep(Duration::from_millis(5));
-    }
+    until("no server is left", || servers.iter().all(|server| fs::read_to_string(server.join("stat")).is_err()));
 }
