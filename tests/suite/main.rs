@@ -45,9 +45,11 @@ mod wildcard;
 mod xdp;
 
 use echo_lab::catalog::{Kind, ROWS, Row};
+use echo_lab::report::log_line;
 use libtest_mimic::{Arguments, Trial};
 use std::process::{Command, ExitCode, Stdio};
-use std::sync::LazyLock;
+use std::sync::{LazyLock, Mutex, PoisonError};
+use std::time::Instant;
 
 /// What a check needs beyond the binary.
 #[derive(Clone, Copy, PartialEq)]
@@ -122,13 +124,41 @@ fn check(name: impl Into<String>, needs: Needs, run: impl Fn(&'static Row) + Sen
 fn trial(name: String, missing: Option<&str>, run: impl FnOnce() + Send + 'static) -> Trial {
     let must_run = std::env::var_os("ECHO_LAB_RUN_ALL").is_some_and(|value| value == "1");
     let Some(missing) = missing.map(str::to_string) else {
-        return Trial::test(name, || {
+        let times = std::env::var_os("ECHO_LAB_TIMES").is_some_and(|value| value == "1");
+        let timed = times.then(|| name.clone());
+        return Trial::test(name, move || {
+            let start = Instant::now();
             run();
+            if let Some(name) = timed {
+                log_line(format_args!("{:8.3} s {name}", start.elapsed().as_secs_f64()));
+            }
             Ok(())
         });
     };
     let reason = missing.clone();
     Trial::test(name, move || Err(missing.into())).with_kind(reason).with_ignored_flag(!must_run)
+}
+
+fn one_at_a_time(run: impl FnOnce()) {
+    static BUSY: Mutex<()> = Mutex::new(());
+    let _held = BUSY.lock().unwrap_or_else(PoisonError::into_inner);
+    run();
+}
+
+/// Puts those that keep the cores busy among the others at equal distances. They run one at a time: so seldom one of them
+/// waits for another, and the checks beside them, which mostly sleep, go on.
+fn spread(busy: Vec<Trial>, others: Vec<Trial>) -> Vec<Trial> {
+    let distance = others.len() / (busy.len() + 1) + 1;
+    let mut busy = busy.into_iter();
+    let mut all = Vec::new();
+    for (number, trial) in others.into_iter().enumerate() {
+        if number % distance == 0 {
+            all.extend(busy.next());
+        }
+        all.push(trial);
+    }
+    all.extend(busy);
+    all
 }
 
 /// How many descriptors a process may have.
@@ -152,7 +182,7 @@ fn allow_descriptors() {
 fn main() -> ExitCode {
     #[cfg(unix)]
     allow_descriptors();
-    let mut trials = Vec::new();
+    let (mut trials, mut busy) = (Vec::new(), Vec::new());
     for row in ROWS {
         let missing_feature = (!row.built).then(|| format!("needs --features {}", row.features.join(",")));
         let mut checks = match row.kind {
@@ -204,14 +234,18 @@ fn main() -> ExitCode {
             let name = format!("{}::{name}", row.name);
             if row.works_here() {
                 let missing = missing_feature.as_deref().or_else(|| needs.missing());
-                trials.push(trial(name, missing, move || run(row)));
+                if row.name == "compare" {
+                    busy.push(trial(name, missing, move || one_at_a_time(|| run(row))));
+                } else {
+                    trials.push(trial(name, missing, move || run(row)));
+                }
             }
         }
         if !row.works_here() && row.built {
             trials.push(trial(format!("{}::says_what_it_needs", row.name), None, || project::unsupported(row)));
         }
     }
-    let names = trials.iter().map(|trial| trial.name().to_string()).collect();
+    let names = trials.iter().chain(&busy).map(|trial| trial.name().to_string()).collect();
     trials.extend(project::trials(names));
-    libtest_mimic::run(&Arguments::from_args(), trials).exit_code()
+    libtest_mimic::run(&Arguments::from_args(), spread(busy, trials)).exit_code()
 }

@@ -109,7 +109,8 @@ fn command(row: &Row) -> String {
 
 /// The table between the markers in README.md is the catalogue.
 fn readme_table() {
-    const BEGIN: &str = "<!-- catalogue: made by `BLESS=1 cargo test --release --all-features --test suite -- project::` -->\n";
+    const BEGIN: &str =
+        "<!-- catalogue: made by `BLESS=1 cargo test --release --all-features --test suite -- project::` -->\n";
     const END: &str = "<!-- end of catalogue -->";
     let mut table =
         String::from("\n| binary | question it answers | feature | calls for each echo |\n| --- | --- | --- | --- |\n");
