@@ -1,6 +1,7 @@
 //! A library for LD_PRELOAD that counts a program's calls of the allocator and says how many at its end.
 //! Linux with glibc, whose `__libc_` names it forwards to.
 #![cfg(all(target_os = "linux", target_env = "gnu"))]
+#![expect(clippy::undocumented_unsafe_blocks, reason = "one comment for all, below")]
 
 use std::ffi::{c_int, c_void};
 use std::io::Write;

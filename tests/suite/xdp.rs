@@ -313,7 +313,8 @@ fn refused(pair: &Pair) {
 fn refused_ipv6(pair: &Pair) {
     let server = pair.start(V6, &[]);
     let raw = Socket::new(Domain::IPV6, Type::from(libc::SOCK_RAW), Some(Protocol::UDP)).unwrap();
-    let (on, port) = (6 as libc::c_int, server.addr.port());
+    let on: libc::c_int = 6;
+    let port = server.addr.port();
     // SAFETY: the option, the place of the checksum (ipv6(7)), is read from `on`, whose size is given.
     let set =
         unsafe { libc::setsockopt(raw.as_raw_fd(), libc::SOL_IPV6, libc::IPV6_CHECKSUM, (&raw const on).cast(), 4) };

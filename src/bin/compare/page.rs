@@ -123,7 +123,7 @@ fn calls(subjects: &[Figures]) -> Vec<[Vec<Part>; 2]> {
         let seen = names.iter().enumerate().filter(|(_, name)| map.get(**name).is_some_and(|count| *count >= 0.005));
         let part = |(style, name): (usize, &&String)| {
             let count = map[*name];
-            Part { name: name.to_string(), count, width: 100.0 * count / longest, style }
+            Part { name: (*name).clone(), count, width: 100.0 * count / longest, style }
         };
         seen.map(part).collect()
     };

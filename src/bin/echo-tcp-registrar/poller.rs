@@ -248,7 +248,7 @@ mod tests {
         let (peer, _) = listener.accept().unwrap();
         let id = registrar.register(&mut stream, Interest::READABLE | Interest::WRITABLE, &mailbox).unwrap();
         assert_eq!(next(&mailbox, SOON)[&id], Ready::WRITABLE);
-        std::io::Write::write_all(&mut &peer, b"x").unwrap();
+        io::Write::write_all(&mut &peer, b"x").unwrap();
         until(&mailbox, id, Ready::READABLE);
         assert_eq!(stream.read(&mut [0; 2]).unwrap(), 1);
         assert_eq!(stream.read(&mut [0; 2]).unwrap_err().kind(), io::ErrorKind::WouldBlock);
