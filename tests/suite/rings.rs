@@ -167,10 +167,22 @@ pub fn namespaced(run: impl FnOnce() + Send) {
         let inside = scope.spawn(|| {
             new_namespace().unwrap();
             shell("ip link set lo up");
+            let _down = Down;
             run();
         });
         inside.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
     });
+}
+
+/// Takes the interface down at the end, whatever it is. Else what a shaper still holds would keep the namespace for minutes,
+/// and with the ICMP messages in it the one socket by which the kernel sends all of them (icmp_xmit_lock in net/ipv4/icmp.c):
+/// no namespace, nor the host, would send others.
+struct Down;
+
+impl Drop for Down {
+    fn drop(&mut self) {
+        shell("ip link set lo down");
+    }
 }
 
 pub fn shell(script: &str) {

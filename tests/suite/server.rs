@@ -152,6 +152,11 @@ impl Server {
     pub fn signal(&self, signal: i32) {
         // SAFETY: no memory is involved; the child has not been waited for, so the id is still its own.
         assert_eq!(unsafe { libc::kill(self.pid() as i32, signal) }, 0);
+        // A thread that is at work stops a little later.
+        #[cfg(target_os = "linux")]
+        if signal == libc::SIGSTOP {
+            self.until_all_threads("stopped", &["T", "t"]);
+        }
     }
 
     /// Resident memory in KiB.
@@ -187,17 +192,23 @@ impl Server {
     /// Returns when all of its threads sleep in a call: it waits, and has nothing left to look at.
     #[cfg(target_os = "linux")]
     pub fn until_it_waits(&self) {
+        self.until_all_threads("waiting", &["S"]);
+    }
+
+    /// Returns when each thread has one of these states of proc_pid_status(5), twice in a row: one may wake another.
+    #[cfg(target_os = "linux")]
+    fn until_all_threads(&self, what: &str, states: &[&str]) {
         let limit = Instant::now() + PATIENCE;
         let threads = format!("/proc/{}/task", self.pid());
-        let asleep = || {
+        let all = || {
             let mut threads = std::fs::read_dir(&threads).unwrap().flatten();
             threads.all(|thread| {
-                let status = std::fs::read_to_string(thread.path().join("status"));
-                status.is_ok_and(|status| status.contains("State:\tS"))
+                let status = std::fs::read_to_string(thread.path().join("status")).unwrap_or_default();
+                states.iter().any(|state| status.contains(&format!("State:\t{state}")))
             })
         };
-        while !asleep() {
-            assert!(Instant::now() < limit, "busy for {PATIENCE:?}");
+        while !(all() && all()) {
+            assert!(Instant::now() < limit, "not {what} after {PATIENCE:?}");
             thread::sleep(Duration::from_millis(2));
         }
     }
