@@ -16,7 +16,7 @@ use echo_lab::{Attempt, Error, Result, stop};
 use indicatif::{ProgressBar, ProgressStyle};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use std::process::ExitCode;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Exit status when a condition fails or cannot be decided.
 const CONDITION_FAILED: u8 = 99;
@@ -24,6 +24,8 @@ const CONDITION_FAILED: u8 = 99;
 const AGAIN: &str = "the reference again";
 /// How much more than the fastest server the client has to manage.
 const SPARE: f64 = 1.4;
+/// How long a server may leave all that it is sent without an answer.
+const SILENCE: Duration = Duration::from_secs(1);
 
 pub fn main() -> Result<ExitCode> {
     let args = Args::parse();
@@ -142,13 +144,19 @@ impl Runner {
 
     /// A slice of load.
     fn load(&mut self, duration: Duration, rate: Option<u32>) -> Result<Work> {
-        let (cpu, switches) = (self.subject.cpu()?, self.subject.context_switches());
-        let tally = self.load.run(duration, rate).attempt(format_args!("load {}", self.subject.name))?;
-        let cpu = self.subject.cpu()? - cpu;
-        if tally.received == 0 {
-            return Err(Error::new(format!("{} answered nothing in a whole slice", self.subject.name)));
+        let start = Instant::now();
+        loop {
+            let (cpu, switches) = (self.subject.cpu()?, self.subject.context_switches());
+            let tally = self.load.run(duration, rate).attempt(format_args!("load {}", self.subject.name))?;
+            let cpu = self.subject.cpu()? - cpu;
+            if tally.received > 0 {
+                return Ok(Work { tally, cpu, switches: self.subject.context_switches().saturating_sub(switches) });
+            }
+            // A slice without an answer tells of the machine, which others use. A second of them tells of the server.
+            if start.elapsed() > SILENCE {
+                return Err(Error::new(format!("{} answered nothing for {SILENCE:?}", self.subject.name)));
+            }
         }
-        Ok(Work { tally, cpu, switches: self.subject.context_switches().saturating_sub(switches) })
     }
 
     fn closed(&mut self, duration: Duration) -> Result<Slice> {
