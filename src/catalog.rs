@@ -46,6 +46,10 @@ pub struct Calls {
     pub wait: Option<&'static str>,
     /// Calls for each echo with one datagram or message outstanding.
     pub per_echo: usize,
+    /// Whether the program awaits its receives and sends: what would have blocked is the runtime's to see and to count.
+    pub awaited: bool,
+    /// Whether the summary says how often it waited. Not every runtime tells.
+    pub counts_waits: bool,
 }
 
 /// How strace names epoll_wait(2). Linux has it only on the processors of its first decades; elsewhere the C library makes an
@@ -150,8 +154,6 @@ pub struct Row {
     pub reads_all: bool,
     /// The flags with which a TCP server echoes whole messages.
     pub modes: &'static [&'static str],
-    /// Whether it can wait for many sockets: `--sockets`.
-    pub takes_sockets: bool,
     /// The flags with which docs/traces shows it.
     pub trace_flags: &'static [&'static str],
     /// When it can be sent messages.
@@ -199,6 +201,15 @@ pub const ROWS: &[Row] = &[
         "What does poll do better than select?",
     ),
     udp(
+        "echo-poll-drain",
+        &["poll"],
+        cfg!(feature = "poll"),
+        Systems::LinuxFreeBsd,
+        Some("ppoll"),
+        4,
+        "What does it save to wait once for many datagrams?",
+    ),
+    udp(
         "echo-epoll-level",
         &["epoll"],
         cfg!(feature = "epoll"),
@@ -234,7 +245,16 @@ pub const ROWS: &[Row] = &[
         4,
         "How is mio meant to be used?",
     ),
-    udp(
+    awaiting(udp(
+        "echo-tokio-await",
+        &["tokio"],
+        cfg!(feature = "tokio"),
+        Systems::All,
+        Some(EPOLL_WAIT),
+        5,
+        "What does a tokio program cost as it is usually written?",
+    )),
+    awaiting(udp(
         "echo-tokio",
         &["tokio"],
         cfg!(feature = "tokio"),
@@ -242,8 +262,17 @@ pub const ROWS: &[Row] = &[
         Some(EPOLL_WAIT),
         5,
         "How does one tokio task receive while its sends are blocked?",
-    ),
+    )),
     udp(
+        "echo-tokio-ready",
+        &["tokio"],
+        cfg!(feature = "tokio"),
+        Systems::All,
+        Some(EPOLL_WAIT),
+        5,
+        "What does it save to wait for readiness, and to make the calls oneself?",
+    ),
+    awaiting(udp(
         "echo-tokio-mpsc",
         &["tokio"],
         cfg!(feature = "tokio"),
@@ -251,10 +280,10 @@ pub const ROWS: &[Row] = &[
         Some(EPOLL_WAIT),
         5,
         "What if a reader and a writer task share a bounded channel?",
-    ),
+    )),
     Row {
-        allocations: Allocations::PerWait(1),
-        ..udp(
+        allocations: Allocations::PerEcho(1),
+        ..not_counting_waits(awaiting(udp(
             "echo-smol",
             &["smol"],
             cfg!(feature = "smol"),
@@ -262,20 +291,29 @@ pub const ROWS: &[Row] = &[
             Some("epoll_pwait"),
             11,
             "What does a runtime cost that is put together from small crates?",
-        )
+        )))
     },
     Row {
-        takes_sockets: false,
+        allocations: Allocations::PerWait(1),
         ..udp(
-            "echo-polling",
-            &["polling"],
-            cfg!(feature = "polling"),
+            "echo-smol-ready",
+            &["smol"],
+            cfg!(feature = "smol"),
             Systems::All,
             Some("epoll_pwait"),
-            8,
-            "How do level-triggered, edge-triggered and one-shot events differ in the same loop?",
+            11,
+            "What does it save to wait for smol's readiness, and to make the calls oneself?",
         )
     },
+    udp(
+        "echo-polling",
+        &["polling"],
+        cfg!(feature = "polling"),
+        Systems::All,
+        Some("epoll_pwait"),
+        8,
+        "How do level-triggered, edge-triggered and one-shot events differ in the same loop?",
+    ),
     calling(
         "recvmmsg",
         "sendmmsg",
@@ -428,9 +466,10 @@ pub const ROWS: &[Row] = &[
         "How does one thread serve many connections with mio?",
     ),
     Row {
+        held: Held { fixed: 2048, idle: 1, silent: 1, messages: 0 },
         // tokio forgets that a connection was readable after such a read.
         reads_all: false,
-        ..tcp(
+        ..awaiting(tcp(
             "echo-tcp-tokio",
             &["tokio"],
             cfg!(feature = "tokio"),
@@ -438,6 +477,18 @@ pub const ROWS: &[Row] = &[
             Some(EPOLL_WAIT),
             3,
             "What does a task for each connection cost, in place of a thread?",
+        ))
+    },
+    Row {
+        reads_all: false,
+        ..tcp(
+            "echo-tcp-tokio-pooled",
+            &["tokio"],
+            cfg!(feature = "tokio"),
+            Systems::All,
+            Some(EPOLL_WAIT),
+            3,
+            "How does a task wait for its connection without holding a buffer?",
         )
     },
     Row {
@@ -547,6 +598,26 @@ pub const ROWS: &[Row] = &[
             "How short can a wait be?",
         )
     },
+    Row {
+        systems: Systems::Linux,
+        trace_flags: &["--sockets", "3", "--rounds", "1"],
+        ..probe(
+            "probe-many-sockets",
+            &["select", "poll", "epoll"],
+            cfg!(all(feature = "select", feature = "poll", feature = "epoll")),
+            "What does a wait cost when one socket is active among many?",
+        )
+    },
+    Row {
+        systems: Systems::Linux,
+        trace_flags: &["--rounds", "1", "--burst", "2"],
+        ..probe(
+            "probe-register-per-wait",
+            &["epoll"],
+            cfg!(feature = "epoll"),
+            "What does a socket that stays registered with epoll cost each send?",
+        )
+    },
     Row { systems: Systems::Linux, ..probe("probe-icmp", &[], true, "Who hears that nobody listens?") },
     Row {
         systems: Systems::Linux,
@@ -587,6 +658,7 @@ pub const ROWS: &[Row] = &[
             "How long does a message take there and back, in one thread and between two?",
         )
     },
+    Row { systems: Systems::All, ..tool("say", &[], true, "What does an echo server answer, and how soon?") },
     tool("trace", &[], true, "Which system calls does a binary make?"),
     tool("compare", &["compare"], cfg!(feature = "compare"), "What does each approach cost on this machine?"),
 ];
@@ -600,8 +672,7 @@ const fn udp(
     per_echo: usize,
     shows: &'static str,
 ) -> Row {
-    let calls = Some(Calls { recv: "recvfrom", send: "sendto", wait, per_echo });
-    let (allocations, takes_sockets) = (Allocations::None, wait.is_some());
+    let calls = Some(Calls { recv: "recvfrom", send: "sendto", wait, per_echo, awaited: false, counts_waits: true });
     let held = Held { fixed: 0, idle: 0, silent: 0, messages: 0 };
     let (reads_all, modes) = (true, &[]);
     Row {
@@ -611,12 +682,11 @@ const fn udp(
         built,
         systems,
         calls,
-        allocations,
+        allocations: Allocations::None,
         answers: Answers::FromRoute,
         held,
         reads_all,
         modes,
-        takes_sockets,
         trace_flags: &[],
         takes_messages: Messages::WhenListening,
         shows,
@@ -634,16 +704,34 @@ const fn tcp(
 ) -> Row {
     let held = Held { fixed: 2048, idle: 0, silent: 1, messages: 0 };
     let row = udp(name, features, built, systems, wait, per_echo, shows);
-    Row { kind: Kind::Tcp, answers: Answers::FromAsked, held, takes_sockets: false, ..row }
+    Row { kind: Kind::Tcp, answers: Answers::FromAsked, held, ..row }
 }
 
-/// With calls of its own, which carry control data, and without `--sockets`.
+/// With calls of its own, which carry control data.
 const fn calling(recv: &'static str, send: &'static str, row: Row) -> Row {
     let calls = match row.calls {
         Some(calls) => Some(Calls { recv, send, ..calls }),
         None => None,
     };
-    Row { calls, answers: Answers::FromAsked, takes_sockets: false, ..row }
+    Row { calls, answers: Answers::FromAsked, ..row }
+}
+
+/// With receives and sends that it awaits.
+const fn awaiting(row: Row) -> Row {
+    let calls = match row.calls {
+        Some(calls) => Some(Calls { awaited: true, ..calls }),
+        None => None,
+    };
+    Row { calls, ..row }
+}
+
+/// With waits of which its runtime does not tell.
+const fn not_counting_waits(row: Row) -> Row {
+    let calls = match row.calls {
+        Some(calls) => Some(Calls { counts_waits: false, ..calls }),
+        None => None,
+    };
+    Row { calls, ..row }
 }
 
 /// With operations of an io_uring in place of system calls.

@@ -60,39 +60,6 @@ pub struct StreamArgs {
     pub json: bool,
 }
 
-#[derive(Args)]
-struct WithIdle {
-    #[command(flatten)]
-    server: ServerArgs,
-
-    /// Sockets to wait for. One is the server; nothing can reach the others: they show what waiting for many costs
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = value_parser!(u16).range(1..=50_001))]
-    sockets: u16,
-}
-
-#[cfg(any(feature = "select", feature = "poll"))]
-#[derive(Args)]
-struct WithDrain {
-    #[command(flatten)]
-    idle: WithIdle,
-
-    /// Datagrams received after one wait, if so many are there. With more than one, a receive that finds nothing ends it
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = value_parser!(u16).range(1..=4096))]
-    drain_limit: u16,
-}
-
-#[cfg(any(feature = "epoll", feature = "mio"))]
-#[derive(Args)]
-struct WithRegistration {
-    #[command(flatten)]
-    idle: WithIdle,
-
-    /// Register the socket before each wait, and not any more after it: two calls more for a wait, but a send on a socket
-    /// that is not registered costs less
-    #[arg(long)]
-    register_per_wait: bool,
-}
-
 /// The flags of a server that sends and receives in batches.
 #[cfg(feature = "mmsg")]
 #[derive(Args)]
@@ -117,24 +84,4 @@ pub fn parse_as<A: Args>(bin: &'static str) -> A {
     let about = catalog::find(bin).map_or("", |row| row.shows);
     let command = A::augment_args(Command::new(bin)).version(env!("CARGO_PKG_VERSION")).about(about);
     A::from_arg_matches(&command.get_matches()).unwrap_or_else(|error| error.exit())
-}
-
-/// As [`parse`], for a server that can wait for many sockets: how many it is to open beside its own.
-pub fn parse_with_idle(bin: &'static str) -> (ServerArgs, u16) {
-    let WithIdle { server, sockets } = parse_as(bin);
-    (server, sockets - 1)
-}
-
-/// As [`parse_with_idle`], for a server that waits once for several datagrams: how many.
-#[cfg(any(feature = "select", feature = "poll"))]
-pub fn parse_with_drain(bin: &'static str) -> (ServerArgs, u16, u16) {
-    let WithDrain { idle: WithIdle { server, sockets }, drain_limit } = parse_as(bin);
-    (server, sockets - 1, drain_limit)
-}
-
-/// As [`parse_with_idle`], for a server that can register its socket for each wait: whether it is to.
-#[cfg(any(feature = "epoll", feature = "mio"))]
-pub fn parse_with_registration(bin: &'static str) -> (ServerArgs, u16, bool) {
-    let WithRegistration { idle: WithIdle { server, sockets }, register_per_wait } = parse_as(bin);
-    (server, sockets - 1, register_per_wait)
 }

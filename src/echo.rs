@@ -3,7 +3,7 @@
 use crate::Result;
 use crate::cli::ServerArgs;
 use crate::ledger::{Ledger, Received, Sent};
-use crate::queue::EchoQueue;
+use crate::queue::{EchoQueue, Queued};
 use crate::report::Report;
 use socket2::SockRef;
 use std::io;
@@ -17,10 +17,14 @@ pub enum Progress {
     Made,
     /// The call would have blocked: wait for readiness.
     WouldBlock,
+    /// No call was made: the queue is full, or nothing more is to be received.
+    Full,
 }
 
-/// An example asks [`vacant`](Self::vacant) where to receive and [`front`](Self::front) what to send, makes the call,
-/// and hands the result to [`received`](Self::received) or [`sent`](Self::sent), which decide what it means.
+/// An example passes its own system call to [`receive`](Self::receive) and [`send_queued`](Self::send_queued), which
+/// decide what the result means. One whose calls do not return at once, because they are awaited or submitted, asks
+/// [`vacant`](Self::vacant) where to receive and [`front`](Self::front) what to send, and hands the result to
+/// [`received`](Self::received) or [`sent`](Self::sent) later.
 pub struct Echo {
     ledger: Ledger,
     queue: EchoQueue,
@@ -50,6 +54,25 @@ impl Echo {
         !self.queue.is_empty()
     }
 
+    /// Receives one datagram with `call`, if there is room for it. Fails only if the socket is unusable.
+    pub fn receive(&mut self, call: impl FnOnce(&mut [u8]) -> io::Result<(usize, SocketAddr)>) -> Result<Progress> {
+        let Some(slot) = self.vacant() else { return Ok(Progress::Full) };
+        let result = call(slot);
+        self.received(result)
+    }
+
+    /// Sends queued datagrams with `call`, oldest first, until none is left or a send would block. Fails only if the
+    /// socket is unusable.
+    pub fn send_queued(&mut self, mut call: impl FnMut(&[u8], SocketAddr) -> io::Result<usize>) -> Result<()> {
+        while let Some((datagram, peer)) = self.front() {
+            let result = call(datagram, peer);
+            if self.sent(result)? == Progress::WouldBlock {
+                break;
+            }
+        }
+        Ok(())
+    }
+
     /// Where to receive the next datagram; `None` unless [`wants_recv`](Self::wants_recv).
     pub fn vacant(&mut self) -> Option<&mut [u8]> {
         if self.wants_recv() { self.queue.vacant() } else { None }
@@ -66,8 +89,15 @@ impl Echo {
     }
 
     /// The oldest datagram that waits to be sent, and to whom.
-    pub fn front(&self) -> Option<(&[u8], SocketAddr)> {
+    pub fn front(&self) -> Option<Queued<'_>> {
         self.queue.front()
+    }
+
+    /// [`vacant`](Self::vacant) and [`front`](Self::front) at once, for a receive and a send that are both under way.
+    pub fn vacant_and_front(&mut self) -> (Option<&mut [u8]>, Option<Queued<'_>>) {
+        let wants_recv = self.wants_recv();
+        let (vacant, front) = self.queue.vacant_and_front();
+        (vacant.filter(|_| wants_recv), front)
     }
 
     /// Takes the result of a send of [`front`](Self::front): what would have blocked stays at the front.

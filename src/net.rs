@@ -78,16 +78,6 @@ pub fn bind_group(args: &ServerArgs, count: usize) -> Result<Vec<UdpSocket>> {
     sockets.attempt(format_args!("bind {count} sockets to {local}"))
 }
 
-/// So many non-blocking sockets that stay idle: they are not bound, so nothing can reach them.
-pub fn idle(count: u16) -> Result<Vec<UdpSocket>> {
-    let socket = |number| {
-        let socket = Socket::new(Domain::IPV4, Type::DGRAM, None);
-        let socket = socket.and_then(|socket| socket.set_nonblocking(true).map(|()| socket.into()));
-        socket.attempt(format_args!("create idle socket {number} of {count}; try a higher ulimit -n"))
-    };
-    (1..=count).map(socket).collect()
-}
-
 /// Datagrams dropped since `socket` was opened, because its receive buffer was full: SO_MEMINFO (Linux 4.12),
 /// the figure in the last column of /proc/net/udp. `None` on other systems.
 #[cfg(target_os = "linux")]

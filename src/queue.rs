@@ -10,6 +10,9 @@ pub struct EchoQueue {
     len: usize,
 }
 
+/// A datagram that waits to be sent, and to whom.
+pub type Queued<'q> = (&'q [u8], SocketAddr);
+
 struct Slot {
     bytes: Box<[u8]>,
     len: usize,
@@ -56,9 +59,20 @@ impl EchoQueue {
     }
 
     /// The oldest datagram and its sender. It stays there until [`pop`](Self::pop).
-    pub fn front(&self) -> Option<(&[u8], SocketAddr)> {
+    pub fn front(&self) -> Option<Queued<'_>> {
         let slot = (!self.is_empty()).then(|| &self.slots[self.head])?;
         Some((&slot.bytes[..slot.len], slot.peer))
+    }
+
+    /// [`vacant`](Self::vacant) and [`front`](Self::front) at once: they are never the same slot.
+    pub fn vacant_and_front(&mut self) -> (Option<&mut [u8]>, Option<Queued<'_>>) {
+        let Some(tail) = self.tail().filter(|_| !self.is_empty()) else {
+            return if self.is_empty() { (self.vacant(), None) } else { (None, self.front()) };
+        };
+        let (low, high) = self.slots.split_at_mut(tail.max(self.head));
+        let (vacant, front) =
+            if tail < self.head { (&mut low[tail], &high[0]) } else { (&mut high[0], &low[self.head]) };
+        (Some(&mut vacant.bytes), Some((&front.bytes[..front.len], front.peer)))
     }
 
     /// Frees the slot of the oldest datagram.

@@ -6,7 +6,7 @@
 //! In the trace:    epoll_wait, recvfrom, sendto, and the recvfrom that ends with EAGAIN. After TURN datagrams comes
 //!                  an epoll_wait with timeout 0: what is left in the socket waits, and other sources get their turn.
 //! Left out:        the ways to get it from the system: reregistering before each poll (mio promises nothing), or a
-//!                  crate with level-triggered mode.
+//!                  crate with level-triggered mode (echo-polling).
 //!                  On a wildcard address the route, not the client, picks the address that answers: probe-wildcard-source.
 //! Oldest system:   what mio supports: Linux, the BSDs, macOS, Windows and others.
 
@@ -19,41 +19,39 @@ use std::time::Duration;
 
 const SOCKET: Token = Token(0);
 const SIGNAL: Token = Token(1);
-const IDLE: Token = Token(2);
 /// Datagrams received in one turn of the loop.
 const TURN: usize = 8;
 
 fn main() -> Result<()> {
-    let (args, idle) = cli::parse_with_idle(env!("CARGO_BIN_NAME"));
+    let args = cli::parse(env!("CARGO_BIN_NAME"));
     let socket = net::bind(&args)?;
     socket.set_nonblocking(true).attempt("make the socket non-blocking")?;
     let local = socket.local_addr().attempt("read the bound address")?;
     let mut socket = UdpSocket::from_std(socket);
-    let mut poll = Poll::new().attempt("create a poll")?;
+    let poll = Poll::new().attempt("create a poll")?;
+    poll.registry().register(&mut socket, SOCKET, Interest::READABLE).attempt("register the socket")?;
     let waker = Arc::new(Waker::new(poll.registry(), SIGNAL).attempt("create a waker")?);
     // SAFETY: a wake-up is one system call: write(2) to an eventfd on Linux.
     unsafe { stop::on_signal(move || drop(waker.wake())) }?;
-    let mut interest = Interest::READABLE;
-    poll.registry().register(&mut socket, SOCKET, interest).attempt("register the socket")?;
-    let mut idle: Vec<_> = net::idle(idle)?.into_iter().map(UdpSocket::from_std).collect();
-    for socket in &mut idle {
-        poll.registry().register(socket, IDLE, Interest::READABLE).attempt("register an idle socket")?;
-    }
-    let mut events = Events::with_capacity(8);
     let mut echo = Echo::new(&args, local);
-    // What the system would remember for a level-triggered descriptor.
-    let mut readable = false;
     report::listening(local)?;
+    serve(&mut echo, &mut socket, poll)?;
+    echo.finish(&socket)
+}
 
+fn serve(echo: &mut Echo, socket: &mut UdpSocket, mut poll: Poll) -> Result<()> {
+    let mut events = Events::with_capacity(8);
+    let mut interest = Interest::READABLE;
+    // What the system remembers of a level-triggered descriptor, and mio forgets once it has told.
+    let mut readable = false;
     while !echo.is_done() {
-        let mut wanted = Interest::READABLE;
-        if echo.wants_send() {
-            wanted |= Interest::WRITABLE;
-        }
+        let wanted = if echo.wants_send() { Interest::READABLE | Interest::WRITABLE } else { Interest::READABLE };
         if wanted != interest {
-            poll.registry().reregister(&mut socket, SOCKET, wanted).attempt("change the interest in the socket")?;
+            poll.registry().reregister(socket, SOCKET, wanted).attempt("change the interest")?;
             interest = wanted;
         }
+
+        // No event will tell of what the last turn left behind: see what else is ready, but do not wait for it.
         let timeout = if readable && echo.wants_recv() { Some(Duration::ZERO) } else { echo.timeout() };
         echo.report().waits += 1;
         match poll.poll(&mut events, timeout) {
@@ -65,26 +63,22 @@ fn main() -> Result<()> {
             echo.stop();
         }
 
-        send_queued(&mut echo, &socket)?;
-        for _ in 0..TURN {
-            let (true, Some(slot)) = (readable, echo.vacant()) else { break };
-            let result = socket.recv_from(slot);
-            if echo.received(result)? == Progress::WouldBlock {
-                readable = false;
-                break;
-            }
-            send_queued(&mut echo, &socket)?;
-        }
-    }
-    echo.finish(&socket)
-}
-
-fn send_queued(echo: &mut Echo, socket: &UdpSocket) -> Result<()> {
-    while let Some((datagram, peer)) = echo.front() {
-        let result = socket.send_to(datagram, peer);
-        if echo.sent(result)? == Progress::WouldBlock {
-            break;
+        echo.send_queued(|datagram, peer| socket.send_to(datagram, peer))?;
+        if readable {
+            readable = receive_some(echo, socket)?;
         }
     }
     Ok(())
+}
+
+/// One turn: up to TURN datagrams. `false` once a receive would have blocked.
+fn receive_some(echo: &mut Echo, socket: &UdpSocket) -> Result<bool> {
+    for _ in 0..TURN {
+        match echo.receive(|slot| socket.recv_from(slot))? {
+            Progress::Made => echo.send_queued(|datagram, peer| socket.send_to(datagram, peer))?,
+            Progress::WouldBlock => return Ok(false),
+            Progress::Full => break,
+        }
+    }
+    Ok(true)
 }

@@ -42,37 +42,50 @@ enum Mode {
     Oneshot,
 }
 
+impl From<Mode> for PollMode {
+    fn from(mode: Mode) -> Self {
+        match mode {
+            Mode::Level => PollMode::Level,
+            Mode::Edge => PollMode::Edge,
+            Mode::Oneshot => PollMode::Oneshot,
+        }
+    }
+}
+
 fn main() -> Result<()> {
     let Flags { server: args, mode } = cli::parse_as(env!("CARGO_BIN_NAME"));
     let socket = net::bind(&args)?;
     socket.set_nonblocking(true).attempt("make the socket non-blocking")?;
     let local = socket.local_addr().attempt("read the bound address")?;
-    let poll_mode = match mode {
-        Mode::Level => PollMode::Level,
-        Mode::Edge => PollMode::Edge,
-        Mode::Oneshot => PollMode::Oneshot,
-    };
     let poller = Arc::new(Poller::new().attempt("create a poller")?);
-    let mut interest = Event::readable(SOCKET);
     // SAFETY: it is deleted below, before the socket is closed; a failure ends the process, and the poller with it.
-    unsafe { poller.add_with_mode(&socket, interest, poll_mode) }.attempt("register the socket in this mode")?;
+    unsafe { poller.add_with_mode(&socket, Event::readable(SOCKET), mode.into()) }
+        .attempt("register the socket in this mode")?;
     let waker = poller.clone();
     // SAFETY: a notification is an atomic flag and one system call: write(2) to an eventfd on Linux.
     unsafe { stop::on_signal(move || drop(waker.notify())) }?;
-    let mut events = Events::new();
     let mut echo = Echo::new(&args, local);
-    let mut more = false;
     report::listening(local)?;
+    serve(&mut echo, &socket, &poller, mode)?;
+    poller.delete(&socket).attempt("deregister the socket")?;
+    echo.finish(&socket)
+}
 
+fn serve(echo: &mut Echo, socket: &UdpSocket, poller: &Poller, mode: Mode) -> Result<()> {
+    let mut events = Events::new();
+    let mut interest = Event::readable(SOCKET);
+    let mut drained = true;
     while !echo.is_done() {
         let wanted = Event::new(SOCKET, echo.wants_recv(), echo.wants_send());
+        // What fired in one-shot mode is off until it is armed again. That also reports what is ready already.
         let fired = mode == Mode::Oneshot && !events.is_empty();
         if wanted != interest || fired {
-            poller.modify_with_mode(&socket, wanted, poll_mode).attempt("change the interest in the socket")?;
+            poller.modify_with_mode(socket, wanted, mode.into()).attempt("change the interest")?;
             interest = wanted;
         }
-        // No edge will tell of what was left behind.
-        let timeout = if more && mode == Mode::Edge { Some(Duration::ZERO) } else { echo.timeout() };
+
+        // No edge will tell of what the last turn left behind. The other modes report it again.
+        let timeout = if mode == Mode::Edge && !drained { Some(Duration::ZERO) } else { echo.timeout() };
         echo.report().waits += 1;
         events.clear();
         match poller.wait(&mut events, timeout) {
@@ -82,30 +95,19 @@ fn main() -> Result<()> {
         if stop::requested() {
             echo.stop();
         }
-
-        send_queued(&mut echo, &socket)?;
-        let mut progress = Progress::Made;
-        for _ in 0..TURN {
-            let Some(slot) = echo.vacant() else { break };
-            let result = socket.recv_from(slot);
-            progress = echo.received(result)?;
-            if progress == Progress::WouldBlock {
-                break;
-            }
-            send_queued(&mut echo, &socket)?;
-        }
-        more = progress == Progress::Made && echo.wants_recv();
-    }
-    poller.delete(&socket).attempt("deregister the socket")?;
-    echo.finish(&socket)
-}
-
-fn send_queued(echo: &mut Echo, socket: &UdpSocket) -> Result<()> {
-    while let Some((datagram, peer)) = echo.front() {
-        let result = socket.send_to(datagram, peer);
-        if echo.sent(result)? == Progress::WouldBlock {
-            break;
-        }
+        drained = turn(echo, socket)?;
     }
     Ok(())
+}
+
+/// Up to TURN datagrams. `false` if there may be more.
+fn turn(echo: &mut Echo, socket: &UdpSocket) -> Result<bool> {
+    echo.send_queued(|datagram, peer| socket.send_to(datagram, peer))?;
+    for _ in 0..TURN {
+        match echo.receive(|slot| socket.recv_from(slot))? {
+            Progress::Made => echo.send_queued(|datagram, peer| socket.send_to(datagram, peer))?,
+            Progress::WouldBlock | Progress::Full => return Ok(true),
+        }
+    }
+    Ok(false)
 }

@@ -4,7 +4,7 @@
 //! Second terminal: nc -u 127.0.0.1 2000
 //! In the trace:    pselect6, recvfrom, sendto for each echo. The write set is empty unless a send would have blocked,
 //!                  and both sets are built anew for each wait: that is the interface.
-//! Left out:        draining, unless --drain-limit says so: a wait for each datagram is simple, and a third call for each.
+//! Left out:        draining. Waiting once for each datagram is simple, but costs a third system call: echo-poll-drain.
 //!                  On a wildcard address the route, not the client, picks the address that answers: probe-wildcard-source.
 //! Oldest system:   POSIX.1-2001, for pselect: its signal mask closes the window between a check and the wait.
 
@@ -14,77 +14,71 @@ fn main() -> echo_lab::Result<()> {
 }
 
 #[cfg(unix)]
-use {
-    echo_lab::{Attempt, Echo, Error, Progress, Result, cli, net, report, stop},
-    nix::errno::Errno,
-    nix::sys::select::{FD_SETSIZE, FdSet, pselect},
-    nix::sys::time::TimeSpec,
-    std::net::UdpSocket,
-    std::os::fd::{AsFd, AsRawFd},
-};
-
-#[cfg(unix)]
-fn main() -> Result<()> {
-    let (args, idle, drain_limit) = cli::parse_with_drain(env!("CARGO_BIN_NAME"));
-    let socket = net::bind(&args)?;
-    let idle = net::idle(idle)?;
-    let highest = idle.last().unwrap_or(&socket).as_raw_fd().max(socket.as_raw_fd());
-    if highest as usize >= FD_SETSIZE {
-        let what = format!("descriptor {highest}: a set holds those below {FD_SETSIZE}");
-        let sentence = format!("cannot select on {what}; try echo-poll");
-        return Err(Error::new(sentence));
-    }
-    socket.set_nonblocking(true).attempt("make the socket non-blocking")?;
-    let local = socket.local_addr().attempt("read the bound address")?;
-    let signals = stop::InsideWait::new()?;
-    let mut echo = Echo::new(&args, local);
-    report::listening(local)?;
-
-    while !echo.is_done() {
-        let (mut read, mut write) = (FdSet::new(), FdSet::new());
-        idle.iter().for_each(|socket| read.insert(socket.as_fd()));
-        if echo.wants_recv() {
-            read.insert(socket.as_fd());
-        }
-        if echo.wants_send() {
-            write.insert(socket.as_fd());
-        }
-        let timeout = echo.timeout().map(TimeSpec::from_duration);
-        echo.report().waits += 1;
-        match pselect(highest + 1, &mut read, &mut write, None, timeout.as_ref(), &signals.mask()) {
-            Ok(_) => {}
-            // The sets are unspecified after an error.
-            Err(Errno::EINTR) => read.clear(),
-            Err(error) => return Err(error).attempt("wait with pselect"),
-        }
-        if echo.report().waits % 256 == 0 {
-            signals.look()?;
-        }
-        if stop::requested() {
-            echo.stop();
-        }
-
-        send_queued(&mut echo, &socket)?;
-        let turns = if read.contains(socket.as_fd()) { drain_limit } else { 0 };
-        for _ in 0..turns {
-            let Some(slot) = echo.vacant() else { break };
-            let result = socket.recv_from(slot);
-            if echo.received(result)? == Progress::WouldBlock {
-                break;
-            }
-            send_queued(&mut echo, &socket)?;
-        }
-    }
-    echo.finish(&socket)
+fn main() -> echo_lab::Result<()> {
+    posix::main()
 }
 
 #[cfg(unix)]
-fn send_queued(echo: &mut Echo, socket: &UdpSocket) -> Result<()> {
-    while let Some((datagram, peer)) = echo.front() {
-        let result = socket.send_to(datagram, peer);
-        if echo.sent(result)? == Progress::WouldBlock {
-            break;
+mod posix {
+    use echo_lab::{Attempt, Echo, Error, Result, cli, net, report, stop};
+    use nix::errno::Errno;
+    use nix::sys::select::{FD_SETSIZE, FdSet, pselect};
+    use nix::sys::time::TimeSpec;
+    use std::net::UdpSocket;
+    use std::os::fd::{AsFd, AsRawFd};
+
+    pub fn main() -> Result<()> {
+        let args = cli::parse(env!("CARGO_BIN_NAME"));
+        let socket = net::bind(&args)?;
+        // A set is an array of FD_SETSIZE bits, which no call checks (select(2), BUGS).
+        let fd = socket.as_raw_fd();
+        if fd as usize >= FD_SETSIZE {
+            let what = format!("descriptor {fd}: a set holds those below {FD_SETSIZE}");
+            return Err(Error::new(format!("cannot select on {what}; try echo-poll")));
         }
+        socket.set_nonblocking(true).attempt("make the socket non-blocking")?;
+        let local = socket.local_addr().attempt("read the bound address")?;
+        let signals = stop::InsideWait::new()?;
+        let mut echo = Echo::new(&args, local);
+        report::listening(local)?;
+        serve(&mut echo, &socket, &signals)?;
+        echo.finish(&socket)
     }
-    Ok(())
+
+    fn serve(echo: &mut Echo, socket: &UdpSocket, signals: &stop::InsideWait) -> Result<()> {
+        while !echo.is_done() {
+            // pselect leaves in the sets what is ready, so they are filled anew before each wait. A socket nearly always has
+            // room to send: with it in the write set all the time, no wait would ever wait.
+            let (mut read, mut write) = (FdSet::new(), FdSet::new());
+            if echo.wants_recv() {
+                read.insert(socket.as_fd());
+            }
+            if echo.wants_send() {
+                write.insert(socket.as_fd());
+            }
+
+            let timeout = echo.timeout().map(TimeSpec::from_duration);
+            let highest = socket.as_raw_fd() + 1;
+            echo.report().waits += 1;
+            match pselect(highest, &mut read, &mut write, None, timeout.as_ref(), &signals.mask()) {
+                // After an error the sets say nothing.
+                Err(Errno::EINTR) => read.clear(),
+                ready => drop(ready.attempt("wait with pselect")?),
+            }
+            // A wait that finds something ready does not let a signal in: under a flood, look for one now and then.
+            if echo.report().waits % 256 == 0 {
+                signals.look()?;
+            }
+            if stop::requested() {
+                echo.stop();
+            }
+
+            if read.contains(socket.as_fd()) {
+                echo.receive(|slot| socket.recv_from(slot))?;
+            }
+            // Readiness is a hint: try to send whatever the write set says. What would block stays queued.
+            echo.send_queued(|datagram, peer| socket.send_to(datagram, peer))?;
+        }
+        Ok(())
+    }
 }

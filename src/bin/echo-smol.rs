@@ -1,115 +1,63 @@
-//! UDP echo over smol, a runtime put together from small crates. Nobody owns its reactor: whoever blocks on a future polls
-//! the sockets meanwhile, and a thread of async-io does when nobody else does, or too long ago; it cannot be switched off
-//! (smol-rs/async-io#40). With smol's own block_on the two take turns, and what an echo costs differs from run to run. Here
-//! the future is driven by one that only sleeps (`future::block_on`): the thread always waits, the task always works.
+//! UDP echo over smol, a runtime put together from small crates, as such a program is usually written: receive, await,
+//! send, await.
 //!
 //! Run:             cargo run --bin echo-smol --features smol
 //! Second terminal: nc -u 127.0.0.1 2000
 //! In the trace:    two threads: one waits as echo-polling does and wakes the other (futex), which makes recvfrom, sendto
 //!                  and the recvfrom that ends with EAGAIN, asks for the next event (epoll_ctl) and sleeps.
-//! Left out:        smol's tasks on several threads. async-io allocates once for each event: the list of those to wake.
+//! Left out:        receiving while a send is blocked, which echo-smol-ready does. async-io allocates for each wait: the
+//!                  list of tasks to wake.
 //!                  On a wildcard address the route, not the client, picks the address that answers: probe-wildcard-source.
 //! Oldest system:   what async-io supports: Linux, the BSDs, macOS, illumos, Windows and others.
+//!
+//! Nobody owns smol's reactor. Whoever blocks on a future polls the sockets meanwhile, and a thread of async-io does when
+//! nobody else does, or too long ago; it cannot be switched off (smol-rs/async-io#40). With smol's own `block_on` the two
+//! take turns, and what an echo costs differs from run to run. Here the future is driven by `future::block_on`, which
+//! only sleeps: the thread always waits, the task always works.
 
-use echo_lab::{Attempt, Echo, Progress, Result, cli, net, report, stop};
+use echo_lab::{Attempt, Echo, Result, cli, ledger::DRAIN_DEADLINE, net, report, stop};
 use smol::future::{self, FutureExt};
-use smol::{Async, LocalExecutor, Timer};
-use std::io;
+use smol::{Async, Timer};
 use std::net::UdpSocket;
-use std::task::{Context, Poll};
-
-/// Datagrams received before the task looks at the stop signal again, and gives others a turn.
-const TURN: usize = 32;
 
 fn main() -> Result<()> {
-    let (args, idle) = cli::parse_with_idle(env!("CARGO_BIN_NAME"));
+    let args = cli::parse(env!("CARGO_BIN_NAME"));
     let socket = net::bind(&args)?;
     let local = socket.local_addr().attempt("read the bound address")?;
     let socket = Async::new(socket).attempt("register the socket")?;
-    let tasks = LocalExecutor::new();
-    for socket in net::idle(idle)? {
-        let socket = Async::new(socket).attempt("register an idle socket")?;
-        tasks.spawn(async move { socket.readable().await }).detach();
-    }
     let stopped = Async::new(stop::by_socket()?).attempt("register the socket for the stop signal")?;
     let mut echo = Echo::new(&args, local);
     report::listening(local)?;
-    future::block_on(tasks.run(serve(&mut echo, &socket, &stopped)))?;
+
+    future::block_on(async {
+        let stopped = async { stopped.readable().await.attempt("wait for the stop signal") };
+        serve(&mut echo, &socket).or(stopped).await?;
+        // What was received when the signal came is still sent; a stopped Echo has no room to receive.
+        echo.stop();
+        let too_late = async {
+            Timer::after(DRAIN_DEADLINE).await;
+            Ok(())
+        };
+        serve(&mut echo, &socket).or(too_late).await
+    })?;
     echo.finish(socket.get_ref())
 }
 
-async fn serve(echo: &mut Echo, socket: &Async<UdpSocket>, stopped: &Async<stop::Wakeable>) -> Result<()> {
+/// May be dropped at any await: a receive or send that has not ended has not taken a datagram.
+async fn serve(echo: &mut Echo, socket: &Async<UdpSocket>) -> Result<()> {
     while !echo.is_done() {
-        send_queued(echo, socket)?;
-        let mut progress = Progress::Made;
-        for _ in 0..TURN {
-            let Some(slot) = echo.vacant() else { break };
-            let result = socket.get_ref().recv_from(slot);
-            progress = echo.received(result)?;
-            if progress == Progress::WouldBlock {
-                break;
-            }
-            send_queued(echo, socket)?;
-        }
+        // A receive that finds a datagram does not wait: in a flood nobody else would look at the stop signal.
         if stop::requested() {
             echo.stop();
         }
-        if progress == Progress::Made && echo.wants_recv() {
-            future::yield_now().await;
-        } else if !echo.is_done() {
-            wait(echo, socket, stopped).await.attempt("wait for the socket")?;
+        if let Some(slot) = echo.vacant() {
+            let result = socket.recv_from(slot).await;
+            echo.received(result)?;
+        }
+        while let Some((datagram, peer)) = echo.front() {
+            let result = socket.send_to(datagram, peer).await;
+            echo.sent(result)?;
         }
     }
-    Ok(())
-}
-
-fn send_queued(echo: &mut Echo, socket: &Async<UdpSocket>) -> Result<()> {
-    while let Some((datagram, peer)) = echo.front() {
-        let result = socket.get_ref().send_to(datagram, peer);
-        if echo.sent(result)? == Progress::WouldBlock {
-            break;
-        }
-    }
-    Ok(())
-}
-
-/// Ends when something may have become possible. Any wake-up will do: the calls themselves tell what is.
-async fn wait(echo: &mut Echo, socket: &Async<UdpSocket>, stopped: &Async<stop::Wakeable>) -> io::Result<()> {
-    echo.report().waits += 1;
-    let mut registered = false;
-    let woken = future::poll_fn(|cx| {
-        if registered {
-            return Poll::Ready(Ok(()));
-        }
-        registered = true;
-        match register(echo, socket, stopped, cx) {
-            Ok(()) => Poll::Pending,
-            Err(error) => Poll::Ready(Err(error)),
-        }
-    });
-    match echo.timeout() {
-        None => woken.await,
-        Some(left) => {
-            let over = async {
-                Timer::after(left).await;
-                Ok(())
-            };
-            woken.or(over).await
-        }
-    }
-}
-
-/// An event is reported once (EPOLLONESHOT), so each wait asks anew. One that was reported before the last receive is
-/// ready, but says nothing: asked again, it is not.
-fn register(
-    echo: &Echo,
-    socket: &Async<UdpSocket>,
-    stopped: &Async<stop::Wakeable>,
-    cx: &mut Context<'_>,
-) -> io::Result<()> {
-    // Until the loop knows of the stop signal: then the socket stays readable.
-    while echo.timeout().is_none() && stopped.poll_readable(cx)?.is_ready() {}
-    while echo.wants_recv() && socket.poll_readable(cx)?.is_ready() {}
-    while echo.wants_send() && socket.poll_writable(cx)?.is_ready() {}
     Ok(())
 }

@@ -15,55 +15,56 @@ fn main() -> echo_lab::Result<()> {
 }
 
 #[cfg(target_os = "linux")]
-use {
-    echo_lab::{Attempt, Result, report::print_line},
-    std::io,
-    std::net::{SocketAddr, UdpSocket},
-    std::os::fd::AsRawFd,
-    std::time::Duration,
-};
-
-#[cfg(target_os = "linux")]
-fn main() -> Result<()> {
-    let closed = socket().and_then(|socket| socket.local_addr()).attempt("find a port and close it")?;
-
-    let unconnected = socket().attempt("create a socket")?;
-    say("unconnected", &unconnected, unconnected.send_to(b"x", closed))?;
-
-    let connected = socket().attempt("create a socket")?;
-    connected.connect(closed).attempt("connect")?;
-    say("connected", &connected, connected.send(b"x"))?;
-
-    let told = socket().attempt("create a socket")?;
-    receive_errors(&told).attempt("set IP_RECVERR")?;
-    say("unconnected, with IP_RECVERR", &told, told.send_to(b"x", closed))
+fn main() -> echo_lab::Result<()> {
+    linux::main()
 }
 
 #[cfg(target_os = "linux")]
-fn socket() -> io::Result<UdpSocket> {
-    let socket = UdpSocket::bind(SocketAddr::from(([127, 0, 0, 1], 0)))?;
-    socket.set_read_timeout(Some(Duration::from_millis(100)))?;
-    Ok(socket)
-}
+mod linux {
+    use echo_lab::{Attempt, Result, report::print_line};
+    use std::io;
+    use std::net::{SocketAddr, UdpSocket};
+    use std::os::fd::AsRawFd;
+    use std::time::Duration;
 
-#[cfg(target_os = "linux")]
-fn receive_errors(socket: &UdpSocket) -> io::Result<()> {
-    let on: libc::c_int = 1;
-    let (at, len) = ((&raw const on).cast(), size_of_val(&on) as u32);
-    // SAFETY: the option is read from `on`, whose size is given.
-    match unsafe { libc::setsockopt(socket.as_raw_fd(), libc::SOL_IP, libc::IP_RECVERR, at, len) } {
-        0 => Ok(()),
-        _ => Err(io::Error::last_os_error()),
+    pub fn main() -> Result<()> {
+        let closed = socket().and_then(|socket| socket.local_addr()).attempt("find a port and close it")?;
+
+        let unconnected = socket().attempt("create a socket")?;
+        say("unconnected", &unconnected, unconnected.send_to(b"x", closed))?;
+
+        let connected = socket().attempt("create a socket")?;
+        connected.connect(closed).attempt("connect")?;
+        say("connected", &connected, connected.send(b"x"))?;
+
+        let told = socket().attempt("create a socket")?;
+        receive_errors(&told).attempt("set IP_RECVERR")?;
+        say("unconnected, with IP_RECVERR", &told, told.send_to(b"x", closed))
     }
-}
 
-#[cfg(target_os = "linux")]
-fn say(which: &str, socket: &UdpSocket, sent: io::Result<usize>) -> Result<()> {
-    sent.attempt("send")?;
-    let outcome = match socket.recv(&mut [0; 8]) {
-        Err(error) if error.kind() == io::ErrorKind::WouldBlock => "hears nothing in 100 ms".to_string(),
-        Err(error) => format!("its receive fails: {error}"),
-        Ok(_) => "a datagram came from somewhere else".into(),
-    };
-    print_line(format_args!("{which}: {outcome}"))
+    fn socket() -> io::Result<UdpSocket> {
+        let socket = UdpSocket::bind(SocketAddr::from(([127, 0, 0, 1], 0)))?;
+        socket.set_read_timeout(Some(Duration::from_millis(100)))?;
+        Ok(socket)
+    }
+
+    fn receive_errors(socket: &UdpSocket) -> io::Result<()> {
+        let on: libc::c_int = 1;
+        let (at, len) = ((&raw const on).cast(), size_of_val(&on) as u32);
+        // SAFETY: the option is read from `on`, whose size is given.
+        match unsafe { libc::setsockopt(socket.as_raw_fd(), libc::SOL_IP, libc::IP_RECVERR, at, len) } {
+            0 => Ok(()),
+            _ => Err(io::Error::last_os_error()),
+        }
+    }
+
+    fn say(which: &str, socket: &UdpSocket, sent: io::Result<usize>) -> Result<()> {
+        sent.attempt("send")?;
+        let outcome = match socket.recv(&mut [0; 8]) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => "hears nothing in 100 ms".to_string(),
+            Err(error) => format!("its receive fails: {error}"),
+            Ok(_) => "a datagram came from somewhere else".into(),
+        };
+        print_line(format_args!("{which}: {outcome}"))
+    }
 }

@@ -15,92 +15,92 @@ fn main() -> echo_lab::Result<()> {
 }
 
 #[cfg(target_os = "linux")]
-use {
-    clap::{Parser, value_parser},
-    echo_lab::{Attempt, Result, report::print_line},
-    nix::errno::Errno,
-    nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout},
-    std::io,
-    std::net::UdpSocket,
-};
-
-/// Who waits while a loop drains a busy socket?
-#[cfg(target_os = "linux")]
-#[derive(Parser)]
-#[command(version)]
-struct Args {
-    /// Datagrams taken from one socket in a turn; without it, until EAGAIN
-    #[arg(long, value_name = "N", value_parser = value_parser!(u32).range(1..))]
-    drain_limit: Option<u32>,
-
-    /// Datagrams that come to the busy socket: the next when one is taken
-    #[arg(long, value_name = "N", default_value_t = 1000, value_parser = value_parser!(u32).range(1..))]
-    busy: u32,
+fn main() -> echo_lab::Result<()> {
+    linux::main()
 }
 
-/// The polite socket's datagrams: the next when the turn with its answer is over.
 #[cfg(target_os = "linux")]
-const POLITE: usize = 3;
+mod linux {
+    use clap::{Parser, value_parser};
+    use echo_lab::{Attempt, Result, report::print_line};
+    use nix::errno::Errno;
+    use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
+    use std::io;
+    use std::net::UdpSocket;
 
-#[cfg(target_os = "linux")]
-fn main() -> Result<()> {
-    let args = Args::parse();
-    let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).attempt("create an epoll instance")?;
-    let [busy, polite] = [socket().attempt("create a socket")?, socket().attempt("create a socket")?];
-    for (socket, token) in [(&busy, 0), (&polite, 1)] {
-        epoll.add(socket, EpollEvent::new(EpollFlags::EPOLLIN, token)).attempt("register a socket")?;
-        socket.send(b"x").attempt("send")?;
+    /// Who waits while a loop drains a busy socket?
+    #[derive(Parser)]
+    #[command(version)]
+    struct Args {
+        /// Datagrams taken from one socket in a turn; without it, until EAGAIN
+        #[arg(long, value_name = "N", value_parser = value_parser!(u32).range(1..))]
+        drain_limit: Option<u32>,
+
+        /// Datagrams that come to the busy socket: the next when one is taken
+        #[arg(long, value_name = "N", default_value_t = 1000, value_parser = value_parser!(u32).range(1..))]
+        busy: u32,
     }
-    let (mut taken, mut waits, mut served_after) = (0, 0, Vec::new());
-    while taken < args.busy || served_after.len() < POLITE {
-        let mut events = [EpollEvent::empty(); 2];
-        let ready = match epoll.wait(&mut events, EpollTimeout::NONE) {
-            Err(Errno::EINTR) => 0,
-            ready => ready.attempt("wait with epoll")?,
-        };
-        waits += 1;
-        let served = served_after.len();
-        for event in &events[..ready] {
-            let socket = if event.data() == 0 { &busy } else { &polite };
-            for _ in 0..args.drain_limit.unwrap_or(u32::MAX) {
-                if !receive(socket).attempt("receive")? {
-                    break;
-                }
-                if event.data() == 1 {
-                    served_after.push(taken.to_string());
-                    continue;
-                }
-                taken += 1;
-                if taken < args.busy {
-                    busy.send(b"x").attempt("send")?;
+
+    /// The polite socket's datagrams: the next when the turn with its answer is over.
+    const POLITE: usize = 3;
+
+    pub fn main() -> Result<()> {
+        let args = Args::parse();
+        let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).attempt("create an epoll instance")?;
+        let [busy, polite] = [socket().attempt("create a socket")?, socket().attempt("create a socket")?];
+        for (socket, token) in [(&busy, 0), (&polite, 1)] {
+            epoll.add(socket, EpollEvent::new(EpollFlags::EPOLLIN, token)).attempt("register a socket")?;
+            socket.send(b"x").attempt("send")?;
+        }
+        let (mut taken, mut waits, mut served_after) = (0, 0, Vec::new());
+        while taken < args.busy || served_after.len() < POLITE {
+            let mut events = [EpollEvent::empty(); 2];
+            let ready = match epoll.wait(&mut events, EpollTimeout::NONE) {
+                Err(Errno::EINTR) => 0,
+                ready => ready.attempt("wait with epoll")?,
+            };
+            waits += 1;
+            let served = served_after.len();
+            for event in &events[..ready] {
+                let socket = if event.data() == 0 { &busy } else { &polite };
+                for _ in 0..args.drain_limit.unwrap_or(u32::MAX) {
+                    if !receive(socket).attempt("receive")? {
+                        break;
+                    }
+                    if event.data() == 1 {
+                        served_after.push(taken.to_string());
+                        continue;
+                    }
+                    taken += 1;
+                    if taken < args.busy {
+                        busy.send(b"x").attempt("send")?;
+                    }
                 }
             }
+            if served < served_after.len() && served_after.len() < POLITE {
+                polite.send(b"x").attempt("send")?;
+            }
         }
-        if served < served_after.len() && served_after.len() < POLITE {
-            polite.send(b"x").attempt("send")?;
-        }
+        let limit = args.drain_limit.map_or("until EAGAIN".into(), |limit| format!("at most {limit} in a turn"));
+        let after = served_after.join(", ");
+        print_line(format_args!(
+            "{limit}: the polite one was served after {after} of the busy one's {taken}; waits: {waits}"
+        ))
     }
-    let limit = args.drain_limit.map_or("until EAGAIN".into(), |limit| format!("at most {limit} in a turn"));
-    let after = served_after.join(", ");
-    print_line(format_args!(
-        "{limit}: the polite one was served after {after} of the busy one's {taken}; waits: {waits}"
-    ))
-}
 
-/// A socket that sends to itself.
-#[cfg(target_os = "linux")]
-fn socket() -> io::Result<UdpSocket> {
-    let socket = UdpSocket::bind("127.0.0.1:0")?;
-    socket.connect(socket.local_addr()?)?;
-    socket.set_nonblocking(true)?;
-    Ok(socket)
-}
+    /// A socket that sends to itself.
+    fn socket() -> io::Result<UdpSocket> {
+        let socket = UdpSocket::bind("127.0.0.1:0")?;
+        socket.connect(socket.local_addr()?)?;
+        socket.set_nonblocking(true)?;
+        Ok(socket)
+    }
 
-/// Whether there was a datagram.
-#[cfg(target_os = "linux")]
-fn receive(socket: &UdpSocket) -> io::Result<bool> {
-    match socket.recv(&mut [0; 8]) {
-        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(false),
-        result => result.map(|_| true),
+    /// Whether there was a datagram.
+    fn receive(socket: &UdpSocket) -> io::Result<bool> {
+        match socket.recv(&mut [0; 8]) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(false),
+            result => result.map(|_| true),
+        }
     }
 }

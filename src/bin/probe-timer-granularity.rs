@@ -15,159 +15,154 @@ fn main() -> echo_lab::Result<()> {
 }
 
 #[cfg(target_os = "linux")]
-use {
-    clap::{Parser, value_parser},
-    echo_lab::{Attempt, Result, report::print_line},
-    nix::poll::ppoll,
-    nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent},
-    nix::sys::time::{TimeSpec, TimeValLike},
-    std::io::{self, Read},
-    std::os::fd::{AsRawFd, FromRawFd},
-    std::ptr::null,
-    std::time::{Duration, Instant},
-};
-
-/// How short can a wait be?
-#[cfg(target_os = "linux")]
-#[derive(Parser)]
-#[command(version)]
-struct Args {
-    /// Waits of each kind and length
-    #[arg(long, value_name = "N", default_value_t = 100, value_parser = value_parser!(u32).range(1..=10_000))]
-    rounds: u32,
-
-    /// Not tokio, whose waits depend on where in its millisecond they begin
-    #[arg(long)]
-    without_tokio: bool,
+fn main() -> echo_lab::Result<()> {
+    linux::main()
 }
 
-/// What is asked for, in µs.
 #[cfg(target_os = "linux")]
-const ASKED: [u32; 3] = [50, 500, 1500];
+mod linux {
+    use clap::{Parser, value_parser};
+    use echo_lab::{Attempt, Result, report::print_line};
+    use nix::poll::ppoll;
+    use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent};
+    use nix::sys::time::{TimeSpec, TimeValLike};
+    use std::io::{self, Read};
+    use std::os::fd::{AsRawFd, FromRawFd};
+    use std::ptr::null;
+    use std::time::{Duration, Instant};
 
-#[cfg(target_os = "linux")]
-type Wait<'a> = Box<dyn FnMut(u32) -> io::Result<()> + 'a>;
+    /// How short can a wait be?
+    #[derive(Parser)]
+    #[command(version)]
+    struct Args {
+        /// Waits of each kind and length
+        #[arg(long, value_name = "N", default_value_t = 100, value_parser = value_parser!(u32).range(1..=10_000))]
+        rounds: u32,
 
-#[cfg(target_os = "linux")]
-fn main() -> Result<()> {
-    let args = Args::parse();
-    let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).attempt("create an epoll instance")?;
-    // SAFETY: no memory is involved; what is created is nobody else's.
-    let timer = unsafe { libc::timerfd_create(libc::CLOCK_MONOTONIC, libc::TFD_CLOEXEC) };
-    check(timer.into()).attempt("create a timerfd")?;
-    // SAFETY: as above.
-    let mut timer = unsafe { std::fs::File::from_raw_fd(timer) };
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().attempt("start tokio")?;
-
-    let mut waits: Vec<(&str, Wait)> = vec![
-        (
-            "epoll_wait, in milliseconds",
-            Box::new(|us| {
-                epoll.wait(&mut [EpollEvent::empty()], us.div_ceil(1000) as u16)?;
-                Ok(())
-            }),
-        ),
-        ("epoll_pwait2", Box::new(|us| pwait2(&epoll, us))),
-        ("ppoll", Box::new(poll)),
-        (
-            "ppoll, timer slack of 1 ns",
-            Box::new(|us| {
-                slack(1)?;
-                poll(us)?;
-                slack(0) // The default.
-            }),
-        ),
-        (
-            "timerfd",
-            Box::new(move |us| {
-                let spec = libc::itimerspec { it_interval: *time(0).as_ref(), it_value: *time(us).as_ref() };
-                // SAFETY: `spec` is valid for reads; the old value is not asked for.
-                let set = unsafe { libc::timerfd_settime(timer.as_raw_fd(), 0, &spec, std::ptr::null_mut()) };
-                check(set.into())?;
-                timer.read_exact(&mut [0; 8])
-            }),
-        ),
-        (
-            "spinning on the clock",
-            Box::new(|us| {
-                let end = Instant::now() + Duration::from_micros(us.into());
-                while Instant::now() < end {
-                    std::hint::spin_loop();
-                }
-                Ok(())
-            }),
-        ),
-    ];
-    if !args.without_tokio {
-        let sleep =
-            |us: u32| runtime.block_on(async move { tokio::time::sleep(Duration::from_micros(us.into())).await });
-        waits.push((
-            "tokio::time::sleep",
-            Box::new(move |us| {
-                sleep(us);
-                Ok(())
-            }),
-        ));
+        /// Not tokio, whose waits depend on where in its millisecond they begin
+        #[arg(long)]
+        without_tokio: bool,
     }
 
-    // SAFETY: no memory is involved.
-    let slack = unsafe { libc::prctl(libc::PR_GET_TIMERSLACK) };
-    print_line(format_args!("timer slack {slack} ns; least and median of {} waits, in µs", args.rounds))?;
-    print_line(row("asked for", ASKED.map(|us| format!("{us:>14}"))))?;
-    for (name, mut wait) in waits {
-        let mut took = ASKED.map(|_| Vec::new());
-        for _ in 0..args.rounds {
-            for (us, took) in ASKED.into_iter().zip(&mut took) {
-                let start = Instant::now();
-                wait(us).attempt(format_args!("wait with {name}"))?;
-                took.push(start.elapsed().as_micros());
-            }
+    /// What is asked for, in µs.
+    const ASKED: [u32; 3] = [50, 500, 1500];
+
+    type Wait<'a> = Box<dyn FnMut(u32) -> io::Result<()> + 'a>;
+
+    pub fn main() -> Result<()> {
+        let args = Args::parse();
+        let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).attempt("create an epoll instance")?;
+        // SAFETY: no memory is involved; what is created is nobody else's.
+        let timer = unsafe { libc::timerfd_create(libc::CLOCK_MONOTONIC, libc::TFD_CLOEXEC) };
+        check(timer.into()).attempt("create a timerfd")?;
+        // SAFETY: as above.
+        let mut timer = unsafe { std::fs::File::from_raw_fd(timer) };
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().attempt("start tokio")?;
+
+        let mut waits: Vec<(&str, Wait)> = vec![
+            (
+                "epoll_wait, in milliseconds",
+                Box::new(|us| {
+                    epoll.wait(&mut [EpollEvent::empty()], us.div_ceil(1000) as u16)?;
+                    Ok(())
+                }),
+            ),
+            ("epoll_pwait2", Box::new(|us| pwait2(&epoll, us))),
+            ("ppoll", Box::new(poll)),
+            (
+                "ppoll, timer slack of 1 ns",
+                Box::new(|us| {
+                    slack(1)?;
+                    poll(us)?;
+                    slack(0) // The default.
+                }),
+            ),
+            (
+                "timerfd",
+                Box::new(move |us| {
+                    let spec = libc::itimerspec { it_interval: *time(0).as_ref(), it_value: *time(us).as_ref() };
+                    // SAFETY: `spec` is valid for reads; the old value is not asked for.
+                    let set = unsafe { libc::timerfd_settime(timer.as_raw_fd(), 0, &spec, std::ptr::null_mut()) };
+                    check(set.into())?;
+                    timer.read_exact(&mut [0; 8])
+                }),
+            ),
+            (
+                "spinning on the clock",
+                Box::new(|us| {
+                    let end = Instant::now() + Duration::from_micros(us.into());
+                    while Instant::now() < end {
+                        std::hint::spin_loop();
+                    }
+                    Ok(())
+                }),
+            ),
+        ];
+        if !args.without_tokio {
+            let sleep =
+                |us: u32| runtime.block_on(async move { tokio::time::sleep(Duration::from_micros(us.into())).await });
+            waits.push((
+                "tokio::time::sleep",
+                Box::new(move |us| {
+                    sleep(us);
+                    Ok(())
+                }),
+            ));
         }
-        print_line(row(
-            name,
-            took.map(|mut took| {
-                took.sort();
-                format!("{:>7}{:>7}", took[0], took[took.len() / 2])
-            }),
-        ))?;
+
+        // SAFETY: no memory is involved.
+        let slack = unsafe { libc::prctl(libc::PR_GET_TIMERSLACK) };
+        print_line(format_args!("timer slack {slack} ns; least and median of {} waits, in µs", args.rounds))?;
+        print_line(row("asked for", ASKED.map(|us| format!("{us:>14}"))))?;
+        for (name, mut wait) in waits {
+            let mut took = ASKED.map(|_| Vec::new());
+            for _ in 0..args.rounds {
+                for (us, took) in ASKED.into_iter().zip(&mut took) {
+                    let start = Instant::now();
+                    wait(us).attempt(format_args!("wait with {name}"))?;
+                    took.push(start.elapsed().as_micros());
+                }
+            }
+            print_line(row(
+                name,
+                took.map(|mut took| {
+                    took.sort();
+                    format!("{:>7}{:>7}", took[0], took[took.len() / 2])
+                }),
+            ))?;
+        }
+        Ok(())
     }
-    Ok(())
-}
 
-#[cfg(target_os = "linux")]
-fn row(name: &str, columns: [String; 3]) -> String {
-    format!("{name:<32}{}", columns.concat())
-}
+    fn row(name: &str, columns: [String; 3]) -> String {
+        format!("{name:<32}{}", columns.concat())
+    }
 
-#[cfg(target_os = "linux")]
-fn time(us: u32) -> TimeSpec {
-    TimeSpec::microseconds(us.into())
-}
+    fn time(us: u32) -> TimeSpec {
+        TimeSpec::microseconds(us.into())
+    }
 
-#[cfg(target_os = "linux")]
-fn poll(us: u32) -> io::Result<()> {
-    ppoll(&mut [], Some(time(us)), None)?;
-    Ok(())
-}
+    fn poll(us: u32) -> io::Result<()> {
+        ppoll(&mut [], Some(time(us)), None)?;
+        Ok(())
+    }
 
-/// glibc has it since 2.35, so it is called by its number.
-#[cfg(target_os = "linux")]
-fn pwait2(epoll: &Epoll, us: u32) -> io::Result<()> {
-    let (time, mut event) = (time(us), EpollEvent::empty());
-    // SAFETY: room for one event, a time, and no signal mask.
-    check(unsafe {
-        let (event, time) = (&raw mut event, &raw const *time.as_ref());
-        libc::syscall(libc::SYS_epoll_pwait2, epoll.0.as_raw_fd(), event, 1, time, null::<libc::sigset_t>(), 0usize)
-    })
-}
+    /// glibc has it since 2.35, so it is called by its number.
+    fn pwait2(epoll: &Epoll, us: u32) -> io::Result<()> {
+        let (time, mut event) = (time(us), EpollEvent::empty());
+        // SAFETY: room for one event, a time, and no signal mask.
+        check(unsafe {
+            let (event, time) = (&raw mut event, &raw const *time.as_ref());
+            libc::syscall(libc::SYS_epoll_pwait2, epoll.0.as_raw_fd(), event, 1, time, null::<libc::sigset_t>(), 0usize)
+        })
+    }
 
-#[cfg(target_os = "linux")]
-fn slack(ns: libc::c_ulong) -> io::Result<()> {
-    // SAFETY: no memory is involved.
-    check(unsafe { libc::prctl(libc::PR_SET_TIMERSLACK, ns) }.into())
-}
+    fn slack(ns: libc::c_ulong) -> io::Result<()> {
+        // SAFETY: no memory is involved.
+        check(unsafe { libc::prctl(libc::PR_SET_TIMERSLACK, ns) }.into())
+    }
 
-#[cfg(target_os = "linux")]
-fn check(status: libc::c_long) -> io::Result<()> {
-    if status < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    fn check(status: libc::c_long) -> io::Result<()> {
+        if status < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    }
 }

@@ -65,7 +65,7 @@ fn run(row: &Row, args: &Args, log: &std::path::Path) -> Result<Vec<f64>> {
     let bin = env::current_exe().attempt("find this program's folder")?.with_file_name(row.name);
     // A probe's runtime and its output would drown what it shows; a server has nothing to hide. With ? a name may be
     // unknown: Linux has no epoll_wait on the younger processors.
-    let filter = "trace=recvfrom,recvmsg,sendto,sendmsg,write,epoll_create1,epoll_ctl,?epoll_wait,epoll_pwait,?epoll_pwait2,ppoll,\
+    let filter = "trace=recvfrom,recvmsg,sendto,sendmsg,write,epoll_create1,epoll_ctl,?epoll_wait,epoll_pwait,?epoll_pwait2,ppoll,pselect6,\
                   timerfd_settime,eventfd2,pipe2,socketpair";
     let mut command = Command::new("strace");
     // -D: the binary, not strace, is the child of this program, and gets its signals.

@@ -9,7 +9,10 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 pub fn checks(row: &Row) -> Vec<Check> {
-    let mut checks = vec![check("counts_its_waits", Needs::Strace, counts_waits)];
+    let mut checks = Vec::new();
+    if row.calls.is_some_and(|calls| calls.counts_waits) {
+        checks.push(check("counts_its_waits", Needs::Strace, counts_waits));
+    }
     // Some runtimes know without a call that one would block, and those with threads of their own disorder the log.
     if !row.features.iter().any(|feature| ["tokio", "smol"].contains(feature)) {
         checks.push(check("counts_its_calls", Needs::Calls, counts_calls));

@@ -25,7 +25,7 @@ pub fn checks(row: &Row) -> Vec<Check> {
             ("reference_first_in_random_order", Needs::Strace, order),
             ("splice", Needs::Nothing, splice),
             ("colours", Needs::Nothing, colours),
-            ("idle_sockets_and_sweep", Needs::Nothing, sweep),
+            ("sweep", Needs::Nothing, sweep),
             ("segmentation_offload", Needs::Nothing, gso),
             ("connections", Needs::Tracepoints, connections),
             ("overload_shows", Needs::Nothing, overload),
@@ -61,7 +61,8 @@ fn bad_usage(row: &Row) {
         (&["--assert", "nobody.x_cpu < 1"], "no server \"nobody\""),
         (&["--peer", "echo-poll=x {port}"], "--peer echo-poll: there is a server of that name"),
         (&["--gso", "--size", "64,100"], "--gso cuts a send into datagrams of one --size"),
-        (&["--idle", "5", "echo-blocking"], "--idle: echo-blocking waits for one socket only"),
+        (&["--idle", "5"], "--tcp"),
+        (&["--sweep", "sockets"], "--sweep sockets needs --tcp; for UDP see probe-many-sockets"),
         (&["--tcp", "--gso"], "cannot be used with"),
         (&["--tcp", "echo-tokio"], "no server \"echo-tokio\" in this build; did you mean echo-tcp-tokio?"),
         (&["--connections", "9", "--window", "8"], "--flows 9 needs a --window"),
@@ -301,17 +302,13 @@ fn colours(_: &Row) {
 }
 
 fn sweep(_: &Row) {
-    let (status, stdout, _, results) = quick(&["echo-epoll-edge", "--idle", "300", "--sweep", "sockets"]);
+    let (status, stdout, _, results) = quick(&["echo-epoll-edge", "--sweep", "window"]);
     assert_eq!(status, Some(0), "{stdout}");
-    assert_eq!((number(&results["settings"]["idle"]), &results["sweeps"][0]["parameter"]), (300, &"sockets".into()));
+    assert_eq!(results["sweeps"][0]["parameter"], "window");
     let points = results["sweeps"][0]["points"].as_array().unwrap();
-    assert_eq!(points.iter().map(|point| number(&point["value"])).collect::<Vec<_>>(), [10, 100, 1000, 10_000]);
+    assert_eq!(points.iter().map(|point| number(&point["value"])).collect::<Vec<_>>(), [1, 4, 16, 64, 256]);
     assert!(points.iter().all(|point| point["subjects"].as_array().unwrap().len() == 2), "{results}");
-    assert!(stdout.contains("\n sockets "), "{stdout}");
-    // What one server cannot do is said, and does not end the run.
-    let (_, stdout, _, _) = quick(&["echo-select", "--idle", "2000"]);
-    let expected = "echo-select: not measured: echo-select does not listen: Error: cannot select on descriptor 20";
-    assert!(stdout.contains(expected), "{stdout}");
+    assert!(stdout.contains("\n window "), "{stdout}");
 }
 
 fn gso(_: &Row) {
@@ -385,18 +382,19 @@ fn subjects_that_fail(_: &Row) {
 
 /// The same server twice, with flags and without.
 fn flags_of_a_server(_: &Row) {
-    let drained = "echo-poll --drain-limit 64";
-    let flags = ["echo-poll", drained, "echo-poll --no-such-flag", "--assert", "echo-poll --drain-limit 64.x_cpu > 0"];
+    let oneshot = "echo-polling --mode oneshot";
+    let flags =
+        ["echo-polling", oneshot, "echo-polling --no-such-flag", "--assert", "echo-polling --mode oneshot.x_cpu > 0"];
     let (status, stdout, stderr, results) = quick(&flags);
     assert_eq!((status, stderr.as_str()), (Some(1), ""));
-    let why = "echo-poll --no-such-flag does not listen: error: unexpected argument '--no-such-flag' found";
+    let why = "echo-polling --no-such-flag does not listen: error: unexpected argument '--no-such-flag' found";
     assert!(stdout.contains(why), "{stdout}");
     let calls = |name: &str| {
         let subject = subjects(&results).iter().find(|subject| subject["name"] == name).expect("measured");
         subject["calls"]["one_outstanding"].as_object().unwrap().values().map(float).sum::<f64>()
     };
-    let (plain, drained) = (calls("echo-poll"), calls(drained));
-    assert!((plain - 3.0).abs() < 0.2 && (drained - 4.0).abs() < 0.2, "{plain} and {drained} calls");
+    let (level, oneshot) = (calls("echo-polling"), calls(oneshot));
+    assert!((oneshot - level - 1.0).abs() < 0.2, "{level} and {oneshot} calls");
 }
 
 /// Calls that cannot be counted one by one in each thread are counted together.

@@ -1,6 +1,6 @@
 //! The contract of every echo server, on every system.
 
-use crate::server::{Client, Server, bin, content, number, run, summary};
+use crate::server::{Client, Server, bin, content, number, summary};
 use crate::{Check, Needs, Run, check};
 use echo_lab::catalog::Row;
 use std::net::SocketAddr;
@@ -8,7 +8,7 @@ use std::process::Command;
 use std::thread;
 
 pub fn checks(row: &Row) -> Vec<Check> {
-    let table: [(&str, Run); 10] = [
+    let table: [(&str, Run); 9] = [
         ("sizes", |row| sizes(row, "127.0.0.1:0")),
         ("sizes_ipv6", |row| sizes(row, "[::1]:0")),
         ("order_of_one_sender", order_of_one_sender),
@@ -18,7 +18,6 @@ pub fn checks(row: &Row) -> Vec<Check> {
         ("too_big", too_big),
         ("verbose", verbose),
         ("recv_buffer", recv_buffer),
-        ("idle_sockets", idle_sockets),
     ];
     let mut checks: Vec<_> = table.map(|(name, run)| check(name, Needs::Nothing, run)).into();
     for flag in ["--queue=1", "--queue=4096"].iter().chain(forms(row)) {
@@ -30,8 +29,6 @@ pub fn checks(row: &Row) -> Vec<Check> {
 /// Flags that change how a server does its work.
 pub fn forms(row: &Row) -> &'static [&'static str] {
     match row.name {
-        "echo-select" | "echo-poll" => &["--drain-limit=64"],
-        "echo-epoll-edge" | "echo-mio-edge" => &["--register-per-wait"],
         // Windows has no edge-triggered events.
         "echo-polling" if cfg!(windows) => &["--mode=oneshot"],
         "echo-polling" => &["--mode=edge", "--mode=oneshot"],
@@ -144,23 +141,4 @@ fn recv_buffer(row: &Row) {
     server.client().echo(&[]);
     let stderr = server.wait().stderr;
     assert!(!cfg!(target_os = "linux") || stderr.starts_with("warning: receive buffer is "), "{stderr}");
-}
-
-/// A server that can wait for many sockets opens them, and echoes as ever.
-fn idle_sockets(row: &Row) {
-    if !row.takes_sockets {
-        let (status, _, stderr) = run(row.name, &["--sockets", "3"]);
-        assert!(status == Some(2) && stderr.contains("unexpected argument '--sockets'"), "{stderr}");
-        return;
-    }
-    let server = Server::start(row, &["--sockets", "200"]);
-    #[cfg(target_os = "linux")]
-    {
-        let open = std::fs::read_dir(format!("/proc/{}/fd", server.pid())).unwrap().flatten();
-        let target = |entry: std::fs::DirEntry| std::fs::read_link(entry.path()).unwrap_or_default();
-        let sockets = open.map(target).filter(|path| path.to_string_lossy().starts_with("socket:")).count();
-        assert!(sockets >= 200, "{sockets} sockets");
-    }
-    server.client().echo_numbers(0..20);
-    server.stop();
 }

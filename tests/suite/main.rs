@@ -24,6 +24,7 @@ mod probes;
 mod project;
 #[cfg(target_os = "linux")]
 mod rings;
+mod say;
 #[cfg(target_os = "linux")]
 mod segments;
 mod server;
@@ -201,6 +202,7 @@ fn main() -> ExitCode {
             checks.extend(command_line::checks());
         }
         checks.extend(tcp_modes::checks(row));
+        checks.extend(say::checks(row));
         #[cfg(unix)]
         if row.kind == Kind::Udp {
             checks.extend(signals::checks());

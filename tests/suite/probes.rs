@@ -57,6 +57,8 @@ pub fn checks(row: &Row) -> Vec<Check> {
             }),
         ],
         "probe-timer-granularity" => &[("never_early_and_as_fine_as_it_says", Needs::Nothing, granularity)],
+        "probe-many-sockets" => &[("epoll_costs_the_same_for_many", Needs::Nothing, many_sockets)],
+        "probe-register-per-wait" => &[("a_send_of_a_registered_socket_costs_more", Needs::Nothing, registered)],
         "probe-icmp" => &[("only_some_hear_it", Needs::Nothing, |row| {
             says(
                 row,
@@ -115,6 +117,27 @@ pub fn checks(row: &Row) -> Vec<Check> {
 fn says(row: &Row, flags: &[&str], expected: &str) {
     let (status, stdout, stderr) = run(row.name, flags);
     assert_eq!((status, stdout.as_str(), stderr.as_str()), (Some(0), expected, ""));
+}
+
+/// With 100 times as many sockets: select and poll cost many times as much, epoll does not.
+fn many_sockets(row: &Row) {
+    let (status, stdout, stderr) = run(row.name, &["--sockets", "10,1000"]);
+    assert_eq!((status, stderr.as_str()), (Some(0), ""));
+    for (line, name) in stdout.lines().skip(1).zip(["select", "poll", "epoll"]) {
+        let columns: Vec<_> = line.split_whitespace().collect();
+        let [few, many] = [1, 2].map(|at| columns[at].parse::<f64>().unwrap());
+        assert_eq!(columns[0], name);
+        assert!(if name == "epoll" { many < 4.0 * few } else { many > 8.0 * few }, "{stdout}");
+    }
+    assert_eq!(stdout.lines().count(), 4, "{stdout}");
+}
+
+fn registered(row: &Row) {
+    let (status, stdout, stderr) = run(row.name, &[]);
+    assert_eq!((status, stderr.as_str()), (Some(0), ""));
+    let times = stdout.lines().find_map(|line| line.strip_suffix(" times")).expect("a ratio");
+    let times = times.rsplit(' ').next().unwrap().parse::<f64>().unwrap();
+    assert!(times > 1.0, "{stdout}");
 }
 
 /// Only what a busy machine cannot change: the least of many waits, and that others are longer.

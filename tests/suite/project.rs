@@ -5,17 +5,18 @@ use crate::server::run;
 use crate::trial;
 use echo_lab::catalog::{Kind, ROWS, Row};
 use libtest_mimic::Trial;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
 /// `checks`: the names of all others.
 pub fn trials(checks: BTreeSet<String>) -> Vec<Trial> {
-    let table: [(&str, fn()); 4] = [
+    let table: [(&str, fn()); 5] = [
         ("catalogue_lists_the_files", catalogue_lists_the_files),
         ("catalogue_names_the_features", catalogue_names_the_features),
         ("headers_say_how_to_run", headers_say_how_to_run),
-        ("readme_table", readme_table),
+        ("readme_tables", readme_tables),
+        ("patterns_are_where_they_are_said_to_be", patterns_are_where_they_are_said_to_be),
     ];
     let mut trials: Vec<_> = table.map(|(name, run)| trial(format!("project::{name}"), None, run)).into();
     // Elsewhere some of the checks do not exist.
@@ -107,28 +108,85 @@ fn command(row: &Row) -> String {
     format!("cargo run --bin {}{features}", row.name)
 }
 
-/// The table between the markers in README.md is the catalogue.
-fn readme_table() {
-    const BEGIN: &str =
-        "<!-- catalogue: made by `BLESS=1 cargo test --release --all-features --test suite -- project::` -->\n";
-    const END: &str = "<!-- end of catalogue -->";
-    let mut table =
-        String::from("\n| binary | question it answers | feature | calls for each echo |\n| --- | --- | --- | --- |\n");
-    for row in ROWS {
+/// The tables between the markers in README.md are made from the catalogue and from docs/traces.
+fn readme_tables() {
+    let tables = [
+        ("udp", binaries(&[Kind::Udp, Kind::Xdp], "system calls for each echo")),
+        ("tcp", binaries(&[Kind::Tcp], "system calls for each echo")),
+        ("probes", binaries(&[Kind::Probe], "trace")),
+        ("tools", binaries(&[Kind::Tool], "")),
+        ("system calls", system_calls()),
+    ];
+    let readme = tables.into_iter().fold(read("README.md"), |readme, (name, table)| {
+        let (begin, end) = (format!("<!-- {name}: BLESS=1 scripts/test -->\n"), format!("<!-- end of {name} -->"));
+        let (before, rest) = readme.split_once(&begin).unwrap_or_else(|| panic!("no {begin}"));
+        let (_, after) = rest.split_once(&end).unwrap_or_else(|| panic!("no {end}"));
+        format!("{before}{begin}\n{table}\n{end}{after}")
+    });
+    check_generated("README.md", &readme);
+}
+
+/// A line for each binary of these kinds; the last column links to its trace.
+fn binaries(kinds: &[Kind], last: &str) -> String {
+    let mut table = format!("| binary | question it answers | feature | {last} |\n| --- | --- | --- | --- |\n");
+    for row in ROWS.iter().filter(|row| kinds.contains(&row.kind)) {
         let Row { name, shows, .. } = row;
         let features = row.features.iter().map(|feature| format!("`{feature}`")).collect::<Vec<_>>().join(", ");
-        let calls = match (row.calls, row.kind) {
+        let trace = match (row.calls, row.kind) {
             (Some(calls), _) => format!("[{}](docs/traces/{name}.txt)", calls.per_echo),
             (None, Kind::Probe) => format!("[trace](docs/traces/{name}.txt)"),
             (None, Kind::Xdp) => "0".into(),
             (None, _) => String::new(),
         };
-        table += &format!("| [`{name}`]({}) | {shows} | {features} | {calls} |\n", source(name));
+        table += &format!("| [`{name}`]({}) | {shows} | {features} | {trace} |\n", source(name));
     }
+    table
+}
+
+/// A line for each system call that docs/traces names: in whose steady state it is.
+fn system_calls() -> String {
+    let mut users = BTreeMap::<String, Vec<&str>>::new();
+    for row in ROWS {
+        let Ok(trace) = fs::read_to_string(path(&format!("docs/traces/{}.txt", row.name))) else { continue };
+        let calls: BTreeSet<_> = trace.lines().filter_map(system_call).collect();
+        calls.into_iter().for_each(|call| users.entry(call.into()).or_default().push(row.name));
+    }
+    let line = |(call, names): (String, Vec<&str>)| {
+        let links: Vec<_> = names.iter().map(|name| format!("[{name}](docs/traces/{name}.txt)")).collect();
+        format!("| `{call}` | {} |\n", links.join(", "))
+    };
+    format!(
+        "| system call | in the steady state of |\n| --- | --- |\n{}",
+        users.into_iter().map(line).collect::<String>()
+    )
+}
+
+/// The name before the first parenthesis; a thread may stand before it.
+fn system_call(line: &str) -> Option<&str> {
+    let name = line.split_once('(')?.0.rsplit(' ').next()?;
+    name.starts_with(|c: char| c.is_ascii_lowercase()).then_some(name)
+}
+
+/// Each pattern in README.md is where it says: the file is there, and has the functions.
+fn patterns_are_where_they_are_said_to_be() {
     let readme = read("README.md");
-    let (before, rest) = readme.split_once(BEGIN).expect("the first marker");
-    let (_, after) = rest.split_once(END).expect("the second marker");
-    check_generated("README.md", &format!("{before}{BEGIN}{table}\n{END}{after}"));
+    let (_, rest) = readme.split_once("<!-- patterns -->\n").expect("the first marker");
+    let (table, _) = rest.split_once("<!-- end of patterns -->").expect("the second marker");
+    let rows: Vec<_> = table.lines().filter(|line| line.starts_with("| ")).skip(2).collect();
+    assert!(rows.len() >= 10, "{} patterns", rows.len());
+    for row in rows {
+        let places: Vec<_> = row.split("](").skip(1).collect();
+        assert!(!places.is_empty(), "no link: {row}");
+        for place in places {
+            let (file, functions) = place.split_once(')').expect("the end of a link");
+            let source = read(file);
+            let functions: Vec<_> = functions.split('`').skip(1).step_by(2).collect();
+            assert!(!functions.is_empty(), "no function: {row}");
+            for function in functions {
+                assert!(source.contains(&format!("fn {function}")), "{file} has no function {function}: {row}");
+            }
+        }
+    }
 }
 
 /// A binary that cannot work on this system says so in one sentence.

@@ -13,15 +13,14 @@ use std::path::PathBuf;
 #[derive(Parser)]
 #[command(version)]
 pub struct Args {
-    /// Echo servers of this build (default: all); one with flags of its own in quotes: 'echo-poll --drain-limit 64'
+    /// Echo servers of this build (default: all); one with flags of its own in quotes: 'echo-polling --mode edge'
     pub servers: Vec<String>,
 
     /// List the servers of this build
     #[arg(long)]
     pub list: bool,
 
-    /// Another echo server: a command for the shell that listens on {addr} or {port} of 127.0.0.1, and waits for
-    /// {sockets} sockets if it can. May be repeated
+    /// Another echo server: a command for the shell that listens on {addr} or {port} of 127.0.0.1. May be repeated
     #[arg(long, value_name = "NAME=COMMAND", value_parser = peer)]
     pub peer: Vec<(String, String)>,
 
@@ -68,9 +67,8 @@ pub struct Args {
     #[arg(long, value_name = "N", default_value_t = 20_000, value_parser = value_parser!(u32).range(1..=10_000_000))]
     pub rate: u32,
 
-    /// Let each server wait for N more sockets, on which nothing comes; only those that can take part. With --tcp the client
-    /// makes N more connections
-    #[arg(long, value_name = "N", default_value_t = 0, value_parser = value_parser!(u16).range(..=50_000))]
+    /// With --tcp: N more connections, on which nothing comes
+    #[arg(long, value_name = "N", requires = "tcp", default_value_t = 0, value_parser = value_parser!(u16).range(..=50_000))]
     pub idle: u16,
 
     /// Vary a setting as well, with fewer rounds for each value. May be repeated
@@ -134,8 +132,8 @@ impl Args {
     /// The load that is asked for.
     pub fn shape(&self) -> Shape {
         let sizes = self.size.iter().copied().map(usize::from).collect();
-        let idle = if self.tcp { self.idle.into() } else { 0 };
-        Shape { flows: self.flows.into(), window: self.window().into(), sizes, gso: self.gso, tcp: self.tcp, idle }
+        let (flows, window) = (self.flows.into(), self.window().into());
+        Shape { flows, window, sizes, gso: self.gso, tcp: self.tcp, idle: self.idle.into() }
     }
 
     fn window(&self) -> u16 {
@@ -147,24 +145,20 @@ impl Args {
         self.window.unwrap_or(default)
     }
 
-    /// Whether a server takes part when it is to wait for more than one socket.
-    pub fn takes_sockets(&self, program: &Program) -> bool {
-        self.tcp || program.takes_sockets()
-    }
-
     /// The servers to compare, the reference first; or what is wrong with the arguments.
     pub fn programs(&self) -> Result<Vec<(String, Program)>, String> {
         if self.flows > self.window() {
             return Err(format!("--flows {} needs a --window at least as large, not {}", self.flows, self.window()));
+        }
+        if self.sweep.contains(&Parameter::Sockets) && !self.tcp {
+            return Err("--sweep sockets needs --tcp; for UDP see probe-many-sockets".into());
         }
         if self.gso && self.size.len() > 1 {
             return Err("--gso cuts a send into datagrams of one --size, not several".into());
         }
         let folder = std::env::current_exe().map_err(|error| format!("cannot find this program's folder: {error}"))?;
         let mut programs: Vec<_> = own(self.tcp)
-            .map(|row| {
-                (row.name.to_string(), Program::Own(folder.with_file_name(row.name), Vec::new(), row.takes_sockets))
-            })
+            .map(|row| (row.name.to_string(), Program::Own(folder.with_file_name(row.name), Vec::new())))
             .collect();
         for (name, command) in &self.peer {
             if programs.iter().any(|(known, _)| known == name) {
@@ -180,7 +174,7 @@ impl Args {
             let (server, flags) = name.split_once(' ').unwrap_or((name, ""));
             let flags: Vec<_> = flags.split_whitespace().map(str::to_string).collect();
             let program = match programs.iter().find(|(known, _)| known == server) {
-                Some((_, Program::Own(path, _, takes))) => Program::Own(path.clone(), flags, *takes),
+                Some((_, Program::Own(path, _))) => Program::Own(path.clone(), flags),
                 _ => {
                     let likeness = |(known, _): &(String, Program)| strsim::jaro_winkler(known, server);
                     let nearest = programs.iter().max_by(|a, b| likeness(a).total_cmp(&likeness(b)));
@@ -193,17 +187,7 @@ impl Args {
             programs.push((name.to_string(), program));
         }
         let named = |name: &String| self.servers.contains(name) || self.peer.iter().any(|(peer, _)| peer == name);
-        if self.idle > 0 {
-            if let Some((name, _)) = programs.iter().find(|(name, program)| named(name) && !self.takes_sockets(program))
-            {
-                return Err(format!("--idle: {name} waits for one socket only"));
-            }
-        }
-        programs.retain(|(name, program)| {
-            *name == self.reference
-                || named(name)
-                || self.servers.is_empty() && (self.idle == 0 || self.takes_sockets(program))
-        });
+        programs.retain(|(name, _)| *name == self.reference || named(name) || self.servers.is_empty());
         programs.sort_by_key(|(name, _)| *name != self.reference);
         Ok(programs)
     }

@@ -83,7 +83,6 @@ struct Lab {
 #[derive(Clone)]
 struct Plan {
     shape: Shape,
-    sockets: usize,
     rounds: usize,
     slice: Duration,
     /// Open loop as well, at so many datagrams per second.
@@ -135,7 +134,7 @@ struct Slice {
 
 impl Runner {
     fn new(name: &str, program: &Program, core: Option<usize>, plan: &Plan) -> Result<Self> {
-        let subject = Subject::start(name, program, plan.sockets, core, &plan.shape)?;
+        let subject = Subject::start(name, program, core, &plan.shape)?;
         let load = Load::new(Some(subject.addr), &plan.shape).attempt(format_args!("make a client for {name}"))?;
         let (eps, cpu, x_eps, x_cpu) = Default::default();
         let (closed, open) = (Work::none(), Work::none());
@@ -211,8 +210,7 @@ impl Lab {
     fn measure(&mut self, args: &Args, programs: &[(String, Program)]) -> Result<(Results, Vec<(String, Tally)>)> {
         let (rounds, slice) = if args.quick { (11, 30) } else { (27, 60) };
         let slice = Duration::from_millis(slice);
-        let (shape, sockets) = (args.shape(), 1 + usize::from(args.idle));
-        let plan = Plan { shape, sockets, rounds, slice, rate: Some(args.rate) };
+        let plan = Plan { shape: args.shape(), rounds, slice, rate: Some(args.rate) };
         let environment = environment(self.cores, self.core().is_some());
         let sweeps: Vec<_> = args.sweep.iter().map(|parameter| (*parameter, points(*parameter, &plan))).collect();
         let steps = |plan: &Plan| (plan.rounds * programs.len()) as u64;
@@ -246,10 +244,7 @@ impl Lab {
         for (parameter, plans) in sweeps {
             let mut points = Vec::new();
             for (value, plan) in plans {
-                let takes_part = |(_, program): &&(_, Program)| plan.sockets == 1 || args.takes_sockets(program);
-                let others = programs[1..].iter().filter(takes_part);
-                let programs: Vec<_> = programs[..1].iter().chain(others).cloned().collect();
-                let Paired { runners, noise, failures } = self.paired(&plan, &programs)?;
+                let Paired { runners, noise, failures } = self.paired(&plan, programs)?;
                 let mut subjects: Vec<_> = runners.iter().filter_map(|runner| runner.point(&noise)).collect();
                 subjects.sort_by(|a, b| a.cpu_ns_per_echo.total_cmp(&b.cpu_ns_per_echo));
                 points.push(Point { value, noise, subjects, failures });
@@ -286,9 +281,9 @@ impl Lab {
 
     /// All subjects at once, in slices, each next to one of the reference, which is the first program.
     fn paired(&mut self, plan: &Plan, programs: &[(String, Program)]) -> Result<Paired> {
-        // Those of a server, or those of the client, which has all connections at once.
-        let of_client = if plan.shape.tcp { (plan.shape.flows + plan.shape.idle) * (programs.len() + 1) } else { 0 };
-        allow_descriptors(plan.sockets.max(of_client));
+        // The client has the connections to all servers at once.
+        let each = if plan.shape.tcp { plan.shape.flows + plan.shape.idle } else { 0 };
+        allow_descriptors(each * (programs.len() + 1));
         let mut failures = Vec::new();
         let mut runners = Vec::new();
         let (name, program) = &programs[0];
@@ -347,7 +342,7 @@ impl Lab {
 
     /// The client sends to itself: it does all that it does with a server, and there is no server. That against each.
     fn self_test(&mut self, args: &Args, programs: &[(String, Program)]) -> Result<ExitCode> {
-        let plan = Plan { shape: args.shape(), sockets: 1, rounds: 11, slice: Duration::from_millis(30), rate: None };
+        let plan = Plan { shape: args.shape(), rounds: 11, slice: Duration::from_millis(30), rate: None };
         let mut alone = Load::new(None, &plan.shape).attempt("make a client")?;
         let mut runners = Vec::new();
         for (name, program) in programs {
@@ -388,8 +383,7 @@ fn points(parameter: Parameter, plan: &Plan) -> Vec<(usize, Plan)> {
     let shape = &quick.shape;
     let point = |value| match parameter {
         Parameter::Sockets => {
-            let idle = if shape.tcp { value - 1 } else { 0 };
-            Plan { shape: Shape { flows: 1, window: 1, idle, ..shape.clone() }, sockets: value, ..quick.clone() }
+            Plan { shape: Shape { flows: 1, window: 1, idle: value - 1, ..shape.clone() }, ..quick.clone() }
         }
         Parameter::Size => {
             // As many as a receive buffer of the default size takes.
@@ -404,8 +398,7 @@ fn points(parameter: Parameter, plan: &Plan) -> Vec<(usize, Plan)> {
     };
     let values: &[usize] = match parameter {
         // The client would need 10 000 connections to each server at once.
-        Parameter::Sockets if shape.tcp => &[10, 100, 1000],
-        Parameter::Sockets => &[10, 100, 1000, 10_000],
+        Parameter::Sockets => &[10, 100, 1000],
         Parameter::Size => &[16, 64, 256, 1024, 4096, 16_384, 65_507],
         Parameter::Window => &[1, 4, 16, 64, 256],
     };

@@ -29,39 +29,24 @@ pub struct Subject {
 /// What to start.
 #[derive(Clone, Debug)]
 pub enum Program {
-    /// A server of this package; its flags; whether it takes `--sockets`.
-    Own(PathBuf, Vec<String>, bool),
-    /// A command line with `{addr}` or `{port}` in it, and perhaps `{sockets}`, for the shell.
+    /// A server of this package, and its flags.
+    Own(PathBuf, Vec<String>),
+    /// A command line with `{addr}` or `{port}` in it, for the shell.
     Peer(String),
 }
 
-impl Program {
-    /// Whether it can be told how many sockets to wait for.
-    pub fn takes_sockets(&self) -> bool {
-        match self {
-            Program::Own(.., takes) => *takes,
-            Program::Peer(line) => line.contains("{sockets}"),
-        }
-    }
-}
-
 impl Subject {
-    /// Starts a server that waits for so many `sockets`, on `core` if there is a choice, and checks that it echoes
-    /// right what the load will send.
-    pub fn start(name: &str, program: &Program, sockets: usize, core: Option<usize>, shape: &Shape) -> Result<Self> {
+    /// Starts a server, on `core` if there is a choice, and checks that it echoes right what the load will send.
+    pub fn start(name: &str, program: &Program, core: Option<usize>, shape: &Shape) -> Result<Self> {
         let (mut command, addr) = match program {
-            Program::Own(path, flags, takes_sockets) => {
+            Program::Own(path, flags) => {
                 let mut command = Command::new(path);
                 command.args(["--bind", "127.0.0.1:0"]).args(flags).stdout(Stdio::piped());
-                if *takes_sockets && sockets > 1 {
-                    command.args(["--sockets", &sockets.to_string()]);
-                }
                 (command, None)
             }
             Program::Peer(line) => {
                 let addr = free_address(shape.tcp)?;
                 let line = line.replace("{addr}", &addr.to_string()).replace("{port}", &addr.port().to_string());
-                let line = line.replace("{sockets}", &sockets.to_string());
                 let mut command = Command::new("sh");
                 command.args(["-c", &format!("exec {line}")]).stdout(Stdio::null());
                 (command, Some(addr))
