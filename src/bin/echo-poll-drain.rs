@@ -46,6 +46,7 @@ mod with_ppoll {
 
     fn serve(echo: &mut Echo, socket: &UdpSocket, signals: &stop::InsideWait) -> Result<()> {
         let mut fds = [PollFd::new(socket.as_fd(), PollFlags::empty())];
+        let mut drained = true;
         while !echo.is_done() {
             let mut interest = PollFlags::empty();
             interest.set(PollFlags::POLLIN, echo.wants_recv());
@@ -58,27 +59,30 @@ mod with_ppoll {
                 Err(Errno::EINTR) => {}
                 ready => drop(ready.attempt("wait with ppoll")?),
             }
-            // A wait that finds something ready does not let a signal in: under a flood, look for one now and then.
-            if echo.report().waits % 4 == 0 {
+            // A wait that finds something ready does not let a signal in: under a flood, look for one now and then, and
+            // after each turn that stopped at its limit.
+            if !drained || echo.report().waits % 256 == 0 {
                 signals.look()?;
             }
             if stop::requested() {
                 echo.stop();
             }
-            drain(echo, socket)?;
+            drained = drain(echo, socket)?;
         }
         Ok(())
     }
 
     /// poll is level-triggered: what is left behind is reported again, so the limit costs a wait and loses nothing.
-    fn drain(echo: &mut Echo, socket: &UdpSocket) -> Result<()> {
+    /// `true` once a receive would have blocked.
+    fn drain(echo: &mut Echo, socket: &UdpSocket) -> Result<bool> {
         echo.send_queued(|datagram, peer| socket.send_to(datagram, peer))?;
         for _ in 0..DRAIN_LIMIT {
             match echo.receive(|slot| socket.recv_from(slot))? {
                 Progress::Made => echo.send_queued(|datagram, peer| socket.send_to(datagram, peer))?,
-                Progress::WouldBlock | Progress::Full => break,
+                Progress::WouldBlock => return Ok(true),
+                Progress::Full => break,
             }
         }
-        Ok(())
+        Ok(false)
     }
 }
