@@ -32,8 +32,7 @@ pub fn forms(row: &Row) -> &'static [&'static str] {
         // Windows has no edge-triggered events.
         "echo-polling" if cfg!(windows) => &["--mode=oneshot"],
         "echo-polling" => &["--mode=edge", "--mode=oneshot"],
-        "echo-mmsg" => &["--batch=1", "--epoll"],
-        "echo-tokio-batch" => &["--batch=1"],
+        "echo-mmsg" | "echo-tokio-batch" => &["--batch=1"],
         "echo-reuseport" => &["--threads=3"],
         _ => &[],
     }

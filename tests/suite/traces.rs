@@ -38,9 +38,6 @@ pub fn checks(row: &Row) -> Vec<Check> {
         "echo-epoll-edge" | "echo-mio-edge" => {
             checks.push(check("drains_before_each_wait", Needs::Strace, drains));
         }
-        "echo-mmsg" => {
-            checks.push(check("registers_per_wait", Needs::Strace, |row| registers_per_wait(row, &["--epoll"])));
-        }
         "echo-tokio-batch" => {
             checks.push(check("registers_per_wait", Needs::Strace, |row| registers_per_wait(row, &[])));
         }
