@@ -16,168 +16,165 @@ fn main() -> echo_lab::Result<()> {
 }
 
 #[cfg(target_os = "linux")]
-use {
-    echo_lab::control::{self, Control},
-    echo_lab::ledger::{DRAIN_DEADLINE, Ledger, Received, Sent},
-    echo_lab::policy::NOBODY,
-    echo_lab::{Attempt, Result, cli, net, report, stop},
-    nix::sys::socket::{MsgFlags, SockaddrStorage, recvmsg, setsockopt, sockopt},
-    socket2::{MsgHdr, SockRef},
-    std::io::{self, IoSlice, IoSliceMut},
-    std::net::{IpAddr, SocketAddr, UdpSocket},
-    std::ops::Range,
-    std::os::fd::AsRawFd,
-    std::sync::Once,
-};
-
-/// A piece is an IP datagram while it is in the kernel: never longer than this.
-#[cfg(target_os = "linux")]
-const LARGEST: usize = 65535;
-
-/// Datagrams that wait to be sent: a part of the buffer, cut every `size` bytes; the last may be shorter.
-#[cfg(target_os = "linux")]
-struct Piece {
-    bytes: Range<usize>,
-    size: usize,
-    peer: SocketAddr,
-    /// Which address was asked, and is to answer; `None`: the only one.
-    asked: Option<IpAddr>,
-    count: u64,
-    /// The kernel does not cut it: its datagrams are sent one by one.
-    refused: bool,
+fn main() -> echo_lab::Result<()> {
+    linux::main()
 }
 
 #[cfg(target_os = "linux")]
-impl Piece {
-    /// What one send takes: all of its datagrams, or the first.
-    fn front(&self) -> (u64, Range<usize>) {
-        match self.refused {
-            false => (self.count, self.bytes.clone()),
-            true => (1, self.bytes.start..self.bytes.end.min(self.bytes.start + self.size)),
-        }
+mod linux {
+    use echo_lab::control::{self, Control};
+    use echo_lab::ledger::{DRAIN_DEADLINE, Ledger, Received, Sent};
+    use echo_lab::policy::NOBODY;
+    use echo_lab::{Attempt, Result, cli, net, report, stop};
+    use nix::sys::socket::{MsgFlags, SockaddrStorage, recvmsg, setsockopt, sockopt};
+    use socket2::{MsgHdr, SockRef};
+    use std::io::{self, IoSlice, IoSliceMut};
+    use std::net::{IpAddr, SocketAddr, UdpSocket};
+    use std::ops::Range;
+    use std::os::fd::AsRawFd;
+    use std::sync::Once;
+
+    /// A piece is an IP datagram while it is in the kernel: never longer than this.
+    const LARGEST: usize = 65535;
+
+    /// Datagrams that wait to be sent: a part of the buffer, cut every `size` bytes; the last may be shorter.
+    struct Piece {
+        bytes: Range<usize>,
+        size: usize,
+        peer: SocketAddr,
+        /// Which address was asked, and is to answer; `None`: the only one.
+        asked: Option<IpAddr>,
+        count: u64,
+        /// The kernel does not cut it: its datagrams are sent one by one.
+        refused: bool,
     }
-}
 
-#[cfg(target_os = "linux")]
-fn main() -> Result<()> {
-    let args = cli::parse(env!("CARGO_BIN_NAME"));
-    let socket = net::bind(&args)?;
-    let local = socket.local_addr().attempt("read the bound address")?;
-    // A send blocks while the socket's send buffer is full. It must not outlast the time to stop.
-    socket.set_write_timeout(Some(DRAIN_DEADLINE)).attempt("limit the time of a send")?;
-    setsockopt(&socket, sockopt::UdpGroSegment, &true).attempt("set UDP_GRO, which needs Linux 5.0; try echo-mmsg")?;
-    control::ask_for_destination(&socket, local)?;
-    stop::by_time_limit(&socket)?;
-    let mut ledger = Ledger::new(&args, local);
-    report::listening(local)?;
-    serve(&socket, &mut ledger)?;
-    ledger.finish(&socket)
-}
-
-#[cfg(target_os = "linux")]
-fn serve(socket: &UdpSocket, ledger: &mut Ledger) -> Result<()> {
-    let mut buffer = vec![0; LARGEST];
-    let mut piece = Piece { bytes: 0..0, size: 1, peer: NOBODY, asked: None, count: 0, refused: false };
-    while !ledger.is_done(piece.count == 0) {
-        if piece.count == 0 {
-            match receive(socket, &mut buffer) {
-                Ok(received) => piece = judge(ledger, received)?,
-                Err(error) => drop(ledger.received(Err(error))?),
+    impl Piece {
+        /// What one send takes: all of its datagrams, or the first.
+        fn front(&self) -> (u64, Range<usize>) {
+            match self.refused {
+                false => (self.count, self.bytes.clone()),
+                true => (1, self.bytes.start..self.bytes.end.min(self.bytes.start + self.size)),
             }
         }
-        while piece.count > 0 {
-            let (count, bytes) = piece.front();
-            match send(socket, &piece, count, &buffer[bytes]) {
-                Err(error) if count > 1 && cannot_cut(&error, piece.peer) => piece.refused = true,
-                result => sent(ledger, &mut piece, count, result)?,
+    }
+
+    pub fn main() -> Result<()> {
+        let args = cli::parse(env!("CARGO_BIN_NAME"));
+        let socket = net::bind(&args)?;
+        let local = socket.local_addr().attempt("read the bound address")?;
+        // A send blocks while the socket's send buffer is full. It must not outlast the time to stop.
+        socket.set_write_timeout(Some(DRAIN_DEADLINE)).attempt("limit the time of a send")?;
+        setsockopt(&socket, sockopt::UdpGroSegment, &true)
+            .attempt("set UDP_GRO, which needs Linux 5.0; try echo-mmsg")?;
+        control::ask_for_destination(&socket, local)?;
+        stop::by_time_limit(&socket)?;
+        let mut ledger = Ledger::new(&args, local);
+        report::listening(local)?;
+        serve(&socket, &mut ledger)?;
+        ledger.finish(&socket)
+    }
+
+    fn serve(socket: &UdpSocket, ledger: &mut Ledger) -> Result<()> {
+        let mut buffer = vec![0; LARGEST];
+        let mut piece = Piece { bytes: 0..0, size: 1, peer: NOBODY, asked: None, count: 0, refused: false };
+        while !ledger.is_done(piece.count == 0) {
+            if piece.count == 0 {
+                match receive(socket, &mut buffer) {
+                    Ok(received) => piece = judge(ledger, received)?,
+                    Err(error) => drop(ledger.received(Err(error))?),
+                }
+            }
+            while piece.count > 0 {
+                let (count, bytes) = piece.front();
+                match send(socket, &piece, count, &buffer[bytes]) {
+                    Err(error) if count > 1 && cannot_cut(&error, piece.peer) => piece.refused = true,
+                    result => sent(ledger, &mut piece, count, result)?,
+                }
+                if stop::requested() {
+                    break;
+                }
             }
             if stop::requested() {
-                break;
+                ledger.stop();
             }
         }
-        if stop::requested() {
-            ledger.stop();
-        }
+        ledger.unsent(piece.count as usize);
+        Ok(())
     }
-    ledger.unsent(piece.count as usize);
-    Ok(())
-}
 
-/// One piece, of which nothing has been judged.
-#[cfg(target_os = "linux")]
-fn receive(socket: &UdpSocket, buffer: &mut [u8]) -> io::Result<Piece> {
-    let (mut vectors, mut control) = ([IoSliceMut::new(buffer)], Control::default());
-    let (fd, flags) = (socket.as_raw_fd(), MsgFlags::empty());
-    let message = recvmsg::<SockaddrStorage>(fd, &mut vectors, Some(control.room()), flags)?;
-    let (len, address) = (message.bytes, message.address.as_ref());
-    let v4 = address.and_then(|address| address.as_sockaddr_in()).map(|v4| SocketAddr::V4((*v4).into()));
-    let v6 = address.and_then(|address| address.as_sockaddr_in6()).map(|v6| SocketAddr::V6((*v6).into()));
-    let peer = v4.or(v6).ok_or(io::ErrorKind::InvalidData)?;
-    // Without that message the piece is one datagram, which may be empty.
-    let size = control.segment().unwrap_or(len).max(1);
-    Ok(Piece { bytes: 0..len, size, peer, asked: control.destination(), count: 0, refused: false })
-}
+    /// One piece, of which nothing has been judged.
+    fn receive(socket: &UdpSocket, buffer: &mut [u8]) -> io::Result<Piece> {
+        let (mut vectors, mut control) = ([IoSliceMut::new(buffer)], Control::default());
+        let (fd, flags) = (socket.as_raw_fd(), MsgFlags::empty());
+        let message = recvmsg::<SockaddrStorage>(fd, &mut vectors, Some(control.room()), flags)?;
+        let (len, address) = (message.bytes, message.address.as_ref());
+        let v4 = address.and_then(|address| address.as_sockaddr_in()).map(|v4| SocketAddr::V4((*v4).into()));
+        let v6 = address.and_then(|address| address.as_sockaddr_in6()).map(|v6| SocketAddr::V6((*v6).into()));
+        let peer = v4.or(v6).ok_or(io::ErrorKind::InvalidData)?;
+        // Without that message the piece is one datagram, which may be empty.
+        let size = control.segment().unwrap_or(len).max(1);
+        Ok(Piece { bytes: 0..len, size, peer, asked: control.destination(), count: 0, refused: false })
+    }
 
-/// Keeps what is to be sent back. All of a piece has one sender, and only the last datagram may be shorter: what is refused
-/// comes before what is kept.
-#[cfg(target_os = "linux")]
-fn judge(ledger: &mut Ledger, mut piece: Piece) -> Result<Piece> {
-    let (len, size) = (piece.bytes.end, piece.size);
-    for start in (0..len.max(1)).step_by(size) {
-        let end = len.min(start + size);
-        let received = ledger.received(Ok((end - start, piece.peer)))?;
-        match received {
-            Received::Datagram(..) if ledger.to_come() > piece.count => {
-                piece.bytes = if piece.count == 0 { start..end } else { piece.bytes.start..end };
-                piece.count += 1;
+    /// Keeps what is to be sent back. All of a piece has one sender, and only the last datagram may be shorter: what is refused
+    /// comes before what is kept.
+    fn judge(ledger: &mut Ledger, mut piece: Piece) -> Result<Piece> {
+        let (len, size) = (piece.bytes.end, piece.size);
+        for start in (0..len.max(1)).step_by(size) {
+            let end = len.min(start + size);
+            let received = ledger.received(Ok((end - start, piece.peer)))?;
+            match received {
+                Received::Datagram(..) if ledger.to_come() > piece.count => {
+                    piece.bytes = if piece.count == 0 { start..end } else { piece.bytes.start..end };
+                    piece.count += 1;
+                }
+                Received::Datagram(..) => ledger.unsent(1),
+                _ => {}
             }
-            Received::Datagram(..) => ledger.unsent(1),
-            _ => {}
         }
+        Ok(piece)
     }
-    Ok(piece)
-}
 
-/// Sends `count` datagrams of the piece. Only where there are several has the kernel something to cut.
-#[cfg(target_os = "linux")]
-fn send(socket: &UdpSocket, piece: &Piece, count: u64, bytes: &[u8]) -> io::Result<usize> {
-    let mut control = Control::default();
-    if count > 1 {
-        // It fits: the piece is an IP datagram.
-        control.push_segment(piece.size as u16);
+    /// Sends `count` datagrams of the piece. Only where there are several has the kernel something to cut.
+    fn send(socket: &UdpSocket, piece: &Piece, count: u64, bytes: &[u8]) -> io::Result<usize> {
+        let mut control = Control::default();
+        if count > 1 {
+            // It fits: the piece is an IP datagram.
+            control.push_segment(piece.size as u16);
+        }
+        if let Some(ip) = piece.asked {
+            control.push_source(ip);
+        }
+        let (peer, vectors) = (piece.peer.into(), [IoSlice::new(bytes)]);
+        let message = MsgHdr::new().with_addr(&peer).with_buffers(&vectors).with_control(control.bytes());
+        SockRef::from(socket).sendmsg(&message, 0)
     }
-    if let Some(ip) = piece.asked {
-        control.push_source(ip);
-    }
-    let (peer, vectors) = (piece.peer.into(), [IoSlice::new(bytes)]);
-    let message = MsgHdr::new().with_addr(&peer).with_buffers(&vectors).with_control(control.bytes());
-    SockRef::from(socket).sendmsg(&message, 0)
-}
 
-/// The result of a send is that of all datagrams in it.
-#[cfg(target_os = "linux")]
-fn sent(ledger: &mut Ledger, piece: &mut Piece, count: u64, result: io::Result<usize>) -> Result<()> {
-    let good = result.is_ok();
-    if ledger.sent(result)? == Sent::Over {
-        let counter = if good { &mut ledger.report.echoed } else { &mut ledger.report.send_errors };
-        *counter += count - 1;
-        piece.bytes.start = piece.front().1.end;
-        piece.count -= count;
+    /// The result of a send is that of all datagrams in it.
+    fn sent(ledger: &mut Ledger, piece: &mut Piece, count: u64, result: io::Result<usize>) -> Result<()> {
+        let good = result.is_ok();
+        if ledger.sent(result)? == Sent::Over {
+            let counter = if good { &mut ledger.report.echoed } else { &mut ledger.report.send_errors };
+            *counter += count - 1;
+            piece.bytes.start = piece.front().1.end;
+            piece.count -= count;
+        }
+        Ok(())
     }
-    Ok(())
-}
 
-/// Whether a piece was refused because it is one. That concerns the way to its peer: the path takes no datagrams of this size
-/// (EMSGSIZE, on older kernels EINVAL), the interface has no checksum offload, or IPsec is on the way (EIO). The next piece
-/// may go another way: offload is tried again for each, and a refusal is said once.
-#[cfg(target_os = "linux")]
-fn cannot_cut(error: &io::Error, peer: SocketAddr) -> bool {
-    static SAID: Once = Once::new();
-    let refused = [libc::EMSGSIZE, libc::EINVAL, libc::EIO].map(Some).contains(&error.raw_os_error());
-    if refused {
-        let warn =
-            || report::log_line(format_args!("warning: no segmentation offload to {peer} ({error}): sent one by one"));
-        SAID.call_once(warn);
+    /// Whether a piece was refused because it is one. That concerns the way to its peer: the path takes no datagrams of this size
+    /// (EMSGSIZE, on older kernels EINVAL), the interface has no checksum offload, or IPsec is on the way (EIO). The next piece
+    /// may go another way: offload is tried again for each, and a refusal is said once.
+    fn cannot_cut(error: &io::Error, peer: SocketAddr) -> bool {
+        static SAID: Once = Once::new();
+        let refused = [libc::EMSGSIZE, libc::EINVAL, libc::EIO].map(Some).contains(&error.raw_os_error());
+        if refused {
+            let warn = || {
+                report::log_line(format_args!("warning: no segmentation offload to {peer} ({error}): sent one by one"))
+            };
+            SAID.call_once(warn);
+        }
+        refused
     }
-    refused
 }

@@ -11,10 +11,11 @@ use std::path::{Path, PathBuf};
 
 /// `checks`: the names of all others.
 pub fn trials(checks: BTreeSet<String>) -> Vec<Trial> {
-    let table: [(&str, fn()); 5] = [
+    let table: [(&str, fn()); 6] = [
         ("catalogue_lists_the_files", catalogue_lists_the_files),
         ("catalogue_names_the_features", catalogue_names_the_features),
         ("headers_say_how_to_run", headers_say_how_to_run),
+        ("examples_stay_readable", examples_stay_readable),
         ("readme_tables", readme_tables),
         ("patterns_are_where_they_are_said_to_be", patterns_are_where_they_are_said_to_be),
     ];
@@ -106,6 +107,50 @@ fn command(row: &Row) -> String {
     let default = row.features.iter().all(|feature| ["mio", "tokio", "futures"].contains(feature));
     let features = if default { String::new() } else { format!(" --features {}", row.features.join(",")) };
     format!("cargo run --bin {}{features}", row.name)
+}
+
+/// What a reader meets in a file: few conditions of the system, a loop that fits on a screen, and, where the calls are awaited,
+/// not much more than that.
+fn examples_stay_readable() {
+    for row in ROWS.iter().filter(|row| !matches!(row.kind, Kind::Tool | Kind::Xdp)) {
+        let text = read(&source(row.name));
+        let conditions = text.matches("#[cfg(").count();
+        assert!(conditions <= 3, "{}: {conditions} cfg attributes", row.name);
+        // The loop of a runtime that has only operations and no readiness is longer.
+        let most = if row.features.contains(&"compio") { 75 } else { 40 };
+        let lines = function_lines(&text, "serve");
+        assert!(lines <= most, "{}: serve has {lines} lines", row.name);
+        if row.kind == Kind::Udp && row.calls.is_some_and(|calls| calls.awaited) {
+            // Two tasks take more than one.
+            let most = if lines_of(&text, "spawn_local(") > 0 { 90 } else { 45 };
+            let code = code_lines(&text);
+            assert!(code <= most, "{}: {code} lines of code", row.name);
+        }
+    }
+}
+
+fn lines_of(text: &str, what: &str) -> usize {
+    text.lines().filter(|line| line.contains(what)).count()
+}
+
+/// The lines of the body of the function `name`; 0 if there is none.
+fn function_lines(text: &str, name: &str) -> usize {
+    let mut lines = text.lines().skip_while(|line| !line.contains(&format!("fn {name}(")));
+    let Some(first) = lines.next() else { return 0 };
+    let end = format!("{}}}", &first[..first.len() - first.trim_start().len()]);
+    lines.take_while(|line| *line != end).count()
+}
+
+/// Lines without comments, blank ones and imports.
+fn code_lines(text: &str) -> usize {
+    let mut importing = false;
+    let counts = |line: &&str| {
+        let line = line.trim();
+        let import = importing || line.starts_with("use ");
+        importing = import && !line.ends_with(';');
+        !(import || line.is_empty() || line.starts_with("//"))
+    };
+    text.lines().filter(counts).count()
 }
 
 /// The tables between the markers in README.md are made from the catalogue and from docs/traces.
