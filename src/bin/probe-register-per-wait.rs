@@ -63,13 +63,13 @@ mod linux {
             changes.push((added + start.elapsed()).as_nanos() as f64);
         }
         let (free, registered, changes) = (median(free), median(registered), median(changes));
-        print_line(format_args!("{:<32}{free:>6.0} ns", "a send, socket not registered"))?;
+        print_line(format_args!("{:<32}{free:>12.0} ns", "a send, socket not registered"))?;
         print_line(format_args!(
-            "{:<32}{registered:>6.0} ns, {:.2} times",
+            "{:<32}{registered:>12.0} ns, {:.2} times",
             "a send, socket registered",
             registered / free
         ))?;
-        print_line(format_args!("{:<32}{changes:>6.0} ns", "to register and deregister"))
+        print_line(format_args!("{:<32}{changes:>12.0} ns", "to register and deregister"))
     }
 
     /// Nanoseconds for each send of a burst.
