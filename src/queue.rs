@@ -165,6 +165,11 @@ mod tests {
                 prop_assert_eq!(queue.is_empty(), model.is_empty());
                 prop_assert_eq!(queue.is_full(), model.len() == capacity);
                 prop_assert_eq!(queue.vacant().is_some(), model.len() < capacity);
+                let (oldest, vacant) = (queue.front().map(|(bytes, _)| bytes.as_ptr()), queue.vacant().map(|slot| slot.as_ptr()));
+                let (slot, front) = queue.vacant_and_front();
+                prop_assert_eq!(slot.map(|slot| slot.as_ptr()), vacant);
+                prop_assert_eq!(front.map(|(bytes, _)| bytes.as_ptr()), oldest);
+                prop_assert_eq!(front, model.front().map(|(bytes, peer)| (&bytes[..], *peer)));
             }
         }
     }
